@@ -1,0 +1,56 @@
+"""slm-local: distilled reasoning small language models on a laptop.
+
+The Python API is loaded on first use; importing the package imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slm_local.engine import Engine, open_model
+    from slm_local.errors import SlmError
+    from slm_local.generation import AnswerDelta, Done, Message, PromptProgress, Reply, Sampling, Started, ThinkDelta
+    from slm_local.session import ChatSession
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "open_model": "engine",
+    "Engine": "engine",
+    "ChatSession": "session",
+    "SlmError": "errors",
+    "Message": "generation",
+    "Sampling": "generation",
+    "Started": "generation",
+    "PromptProgress": "generation",
+    "ThinkDelta": "generation",
+    "AnswerDelta": "generation",
+    "Done": "generation",
+    "Reply": "generation",
+}
+
+__all__ = [
+    "AnswerDelta",
+    "ChatSession",
+    "Done",
+    "Engine",
+    "Message",
+    "PromptProgress",
+    "Reply",
+    "Sampling",
+    "SlmError",
+    "Started",
+    "ThinkDelta",
+    "__version__",
+    "open_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'slm_local' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"slm_local.{home}"), name)

@@ -1,0 +1,24 @@
+"""The runtimes behind one narrow protocol; a runtime is imported when its backend loads."""
+
+from __future__ import annotations
+
+from slm_local.backends.base import Backend
+from slm_local.errors import UsageError
+
+
+def backend_named(name: str) -> Backend:
+    """Make the backend of that name; it is empty until `load`.
+
+    Errors: `UsageError` for a name that is none.
+    """
+    match name:
+        case "llamacpp":
+            from slm_local.backends.llamacpp import LlamaCppBackend
+
+            return LlamaCppBackend()
+        case "scripted":
+            from slm_local.backends.scripted import ScriptedBackend
+
+            return ScriptedBackend()
+        case _:
+            raise UsageError(f"there is no backend named {name!r}", hint="--backend llamacpp")

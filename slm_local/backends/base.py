@@ -1,0 +1,68 @@
+"""The seam that every runtime fits: add sequences, step them all, inject, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from slm_local.errors import PromptTooLong
+from slm_local.generation import Control, Handle, LoadSettings, ModelFacts, Prompt, Sampling, Update
+
+
+class Backend(Protocol):
+    """One loaded model, used by one thread, inside the child process."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Return what this runtime can do beyond the protocol: "samples", "cached_tokens", "threads", ..."""
+        ...
+
+    @property
+    def max_sequences(self) -> int:
+        """Return how many sequences may be live at once."""
+        ...
+
+    def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
+        """Load the model; blocks. `on_progress` gets the fraction done, in 0..1.
+
+        Errors: `EngineMissing`, `ModelBroken`, `DoesNotFit`, `Interrupted` when cancelled.
+        """
+        ...
+
+    def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
+        """Tokenize a prompt and queue it; compute nothing.
+
+        Errors: `PromptTooLong` with both counts, `UsageError` for a sampling field the runtime lacks.
+        """
+        ...
+
+    def step(self, control: Control) -> list[Update]:
+        """Do one decode, or one prefill chunk, for all live sequences.
+
+        A cancelled control ends it early, without updates lost: what was decoded is kept, the rest is done by the
+        next step. A sequence whose piece has an `end` is removed already.
+        """
+        ...
+
+    def inject(self, handle: Handle, text: str) -> None:
+        """Continue a sequence with `text`, tokenized alone with control tokens on.
+
+        Its tokens come out of the next steps as pieces marked `injected`, before the model goes on.
+        """
+        ...
+
+    def remove(self, handle: Handle) -> None:
+        """Stop a sequence; its KV cache stays consistent and can be reused by a later prompt."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+def prompt_too_long(prompt_tokens: int, context_tokens: int) -> PromptTooLong:
+    """Make the error for a prompt that leaves no room for an answer, with both counts."""
+    return PromptTooLong(
+        f"the prompt has {prompt_tokens:,} tokens and the context holds {context_tokens:,}",
+        hint=f"shorten the prompt, or open a longer context where the model has one: --ctx {prompt_tokens + 1024}",
+    )

@@ -1,0 +1,328 @@
+"""llama.cpp behind the backend protocol, on its low-level C interface.
+
+One `llama_decode` a step for all live sequences, over one unified KV cache; samplers run in C; a decode under way
+can be aborted. It knows tokens and text, nothing of thinking, templates or conversations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from slm_local.backends.base import prompt_too_long
+from slm_local.backends.llamacpp.library import AbortFlag, bindings
+from slm_local.backends.llamacpp.prefill import ChunkTuner
+from slm_local.backends.llamacpp.sampling import sampler_chain
+from slm_local.backends.llamacpp.sequences import KvCache, Slot
+from slm_local.backends.llamacpp.vocabulary import TokenText, Vocabulary
+from slm_local.errors import DoesNotFit, Interrupted, ModelBroken, SlmError, UsageError
+from slm_local.generation import (
+    Control,
+    Handle,
+    LoadSettings,
+    ModelFacts,
+    Piece,
+    Prompt,
+    PromptProgress,
+    Sampling,
+    Update,
+)
+
+SEQUENCES = 8
+DECODE_NO_ROOM = 1
+DECODE_ABORTED = 2
+
+
+class LlamaCppBackend:
+    """One GGUF model in llama.cpp."""
+
+    capabilities = frozenset({"samples", "cached_tokens", "threads"})
+    max_sequences = SEQUENCES
+
+    def __init__(self) -> None:
+        self._lib: Any = None
+        self._model: Any = None
+        self._context: Any = None
+        self._batch: Any = None
+        self._control: Control | None = None
+        self._handles = 0
+        self._by_handle: dict[int, Slot] = {}
+        self.decode_s = 0.0
+        """Seconds spent inside `llama_decode`, for measuring what everything else costs."""
+        self.sample_s = 0.0
+
+    # ---- loading
+
+    def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
+        """Load a GGUF file. Errors: `EngineMissing`, `ModelBroken`, `DoesNotFit`, `Interrupted`."""
+        self._lib = lib = bindings()
+        lib.llama_backend_init()
+        self._model = self._load_model(settings, control, on_progress)
+        self._vocabulary = Vocabulary(lib, self._model)
+        self._abort = AbortFlag(lib)
+        self._context = self._open_context(settings)
+        self._batch = self._make_batch(settings.batch_tokens)
+        self._batch_tokens = settings.batch_tokens
+        self._chunks = ChunkTuner(settings.batch_tokens)
+        self._context_tokens = min(settings.context_tokens, int(lib.llama_n_ctx(self._context)))
+        self._cache = KvCache(
+            lib,
+            self._context,
+            tokens=int(lib.llama_n_ctx(self._context)),
+            sequences=SEQUENCES,
+            window=int(lib.llama_model_n_swa(self._model)),
+        )
+        return self._facts()
+
+    def _load_model(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> Any:
+        lib = self._lib
+
+        def progress(fraction: float, _data: object) -> bool:
+            on_progress(fraction)
+            return not control.cancelled
+
+        parameters = lib.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        callback = lib.llama_progress_callback(progress)
+        parameters.progress_callback = callback
+        model = lib.llama_model_load_from_file(str(Path(settings.model_path)).encode(), parameters)
+        if control.cancelled:
+            raise Interrupted("loading was stopped")
+        if not model:
+            raise ModelBroken(
+                f"llama.cpp would not load {settings.model_path}; its log says why",
+                hint="slm show " + settings.model_path,
+            )
+        return model
+
+    def _open_context(self, settings: LoadSettings) -> Any:
+        lib = self._lib
+        parameters = lib.llama_context_default_params()
+        parameters.n_ctx = settings.context_tokens
+        parameters.n_batch = parameters.n_ubatch = settings.batch_tokens
+        parameters.n_seq_max = parameters.n_outputs_max = SEQUENCES
+        parameters.n_threads = parameters.n_threads_batch = settings.threads
+        parameters.kv_unified = True
+        parameters.no_perf = True
+        parameters.abort_callback = self._abort.callback
+        parameters.abort_callback_data = self._abort.data
+        context = lib.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise DoesNotFit(
+                f"llama.cpp could not open a context of {settings.context_tokens:,} tokens",
+                hint=f"ask for a shorter one: --ctx {max(512, settings.context_tokens // 2)}",
+            )
+        return context
+
+    def _make_batch(self, tokens: int) -> Any:
+        batch = self._lib.llama_batch_init(tokens, 0, 1)
+        for row in range(tokens):
+            batch.n_seq_id[row] = 1
+        return batch
+
+    def _facts(self) -> ModelFacts:
+        words = self._vocabulary
+        return ModelFacts(
+            architecture=self._metadata("general.architecture"),
+            name=self._metadata("general.name"),
+            context_tokens=self._context_tokens,
+            trained_context_tokens=int(self._lib.llama_model_n_ctx_train(self._model)),
+            vocabulary_size=words.size,
+            chat_template=self._template(),
+            bos_text=words.text_of(words.bos),
+            eos_text=words.text_of(words.eos),
+            adds_bos=words.adds_bos,
+            control_texts=words.control_texts(),
+            capabilities=tuple(sorted(self.capabilities)),
+        )
+
+    def _metadata(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(512)
+        count = self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count >= 0 else ""
+
+    def _template(self) -> str | None:
+        data = self._lib.llama_model_chat_template(self._model, None)
+        return None if data is None else bytes(data).decode("utf-8", "replace")
+
+    # ---- sequences
+
+    def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
+        """Queue a prompt on the slot whose KV cache shares most with it. Errors: `PromptTooLong`, `UsageError`."""
+        ids = self._tokens(prompt)
+        if not ids:
+            raise UsageError("the prompt has no tokens", hint="give a prompt")
+        if len(ids) >= self._context_tokens:
+            raise prompt_too_long(len(ids), self._context_tokens)
+        slot, kept = self._cache.take(ids)
+        self._handles += 1
+        slot.handle = Handle(id=self._handles, prompt_tokens=len(ids), cached_tokens=kept)
+        slot.queue = ids[kept:]
+        slot.prompt_left, slot.prompt_tokens = len(slot.queue), len(ids)
+        slot.chain = sampler_chain(self._lib, sampling, self._vocabulary.size, ids)
+        slot.text = TokenText()
+        slot.outbox = []
+        self._by_handle[slot.handle.id] = slot
+        return slot.handle
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if prompt.ids is not None:
+            bad = [token for token in prompt.ids if not 0 <= token < self._vocabulary.size]
+            if bad:
+                raise UsageError(
+                    f"token id {bad[0]} is not in the vocabulary of {self._vocabulary.size:,}",
+                    hint="give ids of this model's own vocabulary",
+                )
+            return list(prompt.ids)
+        tokenize = self._vocabulary.tokenize
+        return [token for run in prompt.runs for token in tokenize(run.text, parse_control=run.allows_control)]
+
+    def inject(self, handle: Handle, text: str) -> None:
+        """Queue `text` behind the token sampled last; its tokens count for the penalties."""
+        slot = self._by_handle[handle.id]
+        ids = self._vocabulary.tokenize(text, parse_control=True)
+        unfinished = slot.text.flush()
+        if unfinished:
+            slot.outbox.append(Piece(handle=handle, text=unfinished, ids=()))
+        for token in ids:
+            self._lib.llama_sampler_accept(slot.chain, token)
+            shown = slot.text.feed(self._vocabulary.piece(token))
+            slot.outbox.append(Piece(handle=handle, text=shown, ids=(token,), injected=True))
+        slot.queue.extend(ids)
+
+    def remove(self, handle: Handle) -> None:
+        """Stop a sequence; its cells stay for the next prompt that begins alike."""
+        slot = self._by_handle.pop(handle.id, None)
+        if slot is None:
+            return
+        self._lib.llama_sampler_free(slot.chain)
+        slot.handle = slot.chain = None
+        slot.queue = []
+        slot.prompt_left = 0
+
+    def close(self) -> None:
+        """Free batch, context and model."""
+        for slot in list(self._by_handle.values()):
+            if slot.handle is not None:
+                self.remove(slot.handle)
+        if self._batch is not None:
+            self._lib.llama_batch_free(self._batch)
+        if self._context is not None:
+            self._lib.llama_free(self._context)
+        if self._model is not None:
+            self._lib.llama_model_free(self._model)
+        self._batch = self._context = self._model = None
+
+    # ---- the loop
+
+    def step(self, control: Control) -> list[Update]:
+        """Decode one token of every sequence that generates and one chunk of one that reads its prompt."""
+        live = self._cache.live()
+        updates = [update for slot in live for update in slot.outbox]
+        for slot in live:
+            slot.outbox = []
+        if not live or not self._arm(control):
+            return updates
+        rows = self._fill(live)
+        begun = time.perf_counter()
+        status = self._lib.llama_decode(self._context, self._batch)
+        spent = time.perf_counter() - begun
+        self.decode_s += spent
+        if status == 0:
+            if len(rows) == 1 and rows[0][1] > 1:
+                self._chunks.record(rows[0][1], spent)
+            return updates + self._harvest(rows)
+        self._restore(rows)
+        if status == DECODE_NO_ROOM:
+            return updates + self._out_of_room(live)
+        if status != DECODE_ABORTED:
+            raise SlmError(f"llama.cpp failed to decode (status {status}); its log says more", hint="slm chat")
+        return updates
+
+    def _arm(self, control: Control) -> bool:
+        """Make a cancel of `control` abort the decode; return False when it is cancelled already."""
+        if control is not self._control:
+            self._control = control
+            self._abort.clear()
+            control.on_cancel(self._abort.set)
+        return not control.cancelled
+
+    def _fill(self, live: list[Slot]) -> list[tuple[Slot, int, int]]:
+        """Write the batch; return (slot, tokens taken, row of its logits or -1) for each slot in it."""
+        rows: list[tuple[Slot, int, int]] = []
+        count = 0
+        for slot in sorted(live, key=lambda s: len(s.queue)):
+            waiting = len(slot.queue)
+            if waiting > 1 and rows and rows[-1][1] > 1:
+                break  # one chunk a step
+            take = waiting if waiting == 1 else min(waiting, self._chunks.size, self._batch_tokens - count)
+            if take <= 0:
+                break
+            self._write(slot, take, count)
+            count += take
+            rows.append((slot, take, count - 1 if take == waiting else -1))
+        self._batch.n_tokens = count
+        return rows
+
+    def _write(self, slot: Slot, take: int, row: int) -> None:
+        batch, position = self._batch, len(slot.cells)
+        for index in range(take):
+            batch.token[row + index] = slot.queue[index]
+            batch.pos[row + index] = position + index
+            batch.seq_id[row + index][0] = slot.sequence
+            batch.logits[row + index] = 0
+        if take == len(slot.queue):
+            batch.logits[row + take - 1] = 1
+
+    def _harvest(self, rows: list[tuple[Slot, int, int]]) -> list[Update]:
+        updates: list[Update] = []
+        for slot, taken, row in rows:
+            slot.cells.extend(slot.queue[:taken])
+            del slot.queue[:taken]
+            if slot.prompt_left:
+                slot.prompt_left = max(0, slot.prompt_left - taken)
+                done = slot.prompt_tokens - slot.prompt_left
+                updates.append(
+                    PromptProgress(handle=slot.handle, done_tokens=done, total_tokens=slot.prompt_tokens)
+                )
+            if row >= 0:
+                updates.append(self._sample(slot, row))
+        return updates
+
+    def _sample(self, slot: Slot, row: int) -> Piece:
+        assert slot.handle is not None
+        begun = time.perf_counter()
+        token = self._lib.llama_sampler_sample(slot.chain, self._context, row)
+        self.sample_s += time.perf_counter() - begun
+        handle = slot.handle
+        if self._vocabulary.is_end(token):
+            piece = Piece(handle=handle, text=slot.text.flush(), ids=(token,), end="stop")
+            self.remove(handle)
+            return piece
+        text = slot.text.feed(self._vocabulary.piece(token))
+        if len(slot.cells) >= self._context_tokens:
+            piece = Piece(handle=handle, text=text + slot.text.flush(), ids=(token,), end="context")
+            self.remove(handle)
+            return piece
+        slot.queue.append(token)
+        return Piece(handle=handle, text=text, ids=(token,))
+
+    def _restore(self, rows: list[tuple[Slot, int, int]]) -> None:
+        """Bring the cache back to the ledger after a decode that did not finish; what was queued stays queued."""
+        for slot, _taken, _row in rows:
+            before = list(slot.cells)
+            kept = self._cache.cut(slot, len(before))
+            slot.queue[:0] = before[kept:]
+
+    def _out_of_room(self, live: list[Slot]) -> list[Update]:
+        """Empty an idle slot, else end the longest sequence: the cells are shared and they are all taken."""
+        if self._cache.empty_one():
+            return []
+        slot = max(live, key=lambda s: len(s.cells))
+        assert slot.handle is not None
+        piece = Piece(handle=slot.handle, text=slot.text.flush(), ids=(), end="context")
+        self.remove(slot.handle)
+        return [piece]

@@ -1,0 +1,180 @@
+"""A backend that plays a file: text, delays, faults and ends, for tests of everything above a runtime.
+
+The file is JSON lines. A first line may be `{"setup": {"context": 4096, "template": "...", "control": [...]}}`;
+every other line is one step: `{"text": "...", "ids": [1], "delay": 0.01, "fault": "segv", "end": "stop"}`, all keys
+optional. `end` ends a reply; the next request goes on behind it, and the script starts over when it is used up.
+A prompt's tokens are its UTF-8 bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from slm_local.backends.base import prompt_too_long
+from slm_local.errors import ModelBroken
+from slm_local.generation import (
+    Control,
+    Handle,
+    LoadSettings,
+    ModelFacts,
+    Piece,
+    Prompt,
+    PromptProgress,
+    Sampling,
+    Update,
+)
+
+DEFAULT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
+    "<|assistant|>{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+DEFAULT_CONTROL = ("<think>", "</think>", "<|system|>", "<|user|>", "<|assistant|>")
+PREFILL_BYTES_A_STEP = 4096
+ABORT_POLL_S = 0.005
+
+
+@dataclass(slots=True)
+class _Live:
+    handle: Handle
+    prompt: bytes
+    read: int = 0
+    ended: bool = False
+    injected: list[str] = field(default_factory=list)
+
+
+class ScriptedBackend:
+    """Plays a script; deterministic, without a model."""
+
+    capabilities = frozenset({"cached_tokens"})
+    max_sequences = 4
+
+    def __init__(self) -> None:
+        self._steps: list[dict[str, Any]] = []
+        self._next = 0
+        self._context_tokens = 0
+        self._live: dict[int, _Live] = {}
+        self._last_prompt = b""
+        self._handles = 0
+
+    def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
+        """Read the script. Errors: `ModelBroken` naming the line that is not what it should be."""
+        setup = self._read(Path(settings.model_path))
+        if setup.get("load_fault"):
+            _fail(str(setup["load_fault"]), control)
+        on_progress(1.0)
+        self._context_tokens = min(settings.context_tokens, int(setup.get("context", settings.context_tokens)))
+        return ModelFacts(
+            architecture="scripted",
+            name=Path(settings.model_path).stem,
+            context_tokens=self._context_tokens,
+            trained_context_tokens=self._context_tokens,
+            vocabulary_size=256,
+            chat_template=setup.get("template", DEFAULT_TEMPLATE),
+            bos_text="",
+            eos_text="",
+            adds_bos=False,
+            control_texts=tuple(setup.get("control", DEFAULT_CONTROL)),
+            capabilities=tuple(sorted(self.capabilities)),
+        )
+
+    def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
+        """Queue a prompt. Errors: `PromptTooLong`."""
+        del sampling
+        data = bytes(i % 256 for i in prompt.ids) if prompt.ids else "".join(r.text for r in prompt.runs).encode()
+        if len(data) >= self._context_tokens:
+            raise prompt_too_long(len(data), self._context_tokens)
+        cached = len(os.path.commonprefix([data[:-1], self._last_prompt]))
+        self._handles += 1
+        handle = Handle(id=self._handles, prompt_tokens=len(data), cached_tokens=cached)
+        self._live[handle.id] = _Live(handle=handle, prompt=data, read=cached)
+        self._last_prompt = data
+        return handle
+
+    def step(self, control: Control) -> list[Update]:
+        """Play one line for each live sequence."""
+        updates: list[Update] = []
+        for live in list(self._live.values()):
+            if control.cancelled:
+                break
+            update = self._advance(live, control)
+            if update is not None:
+                updates.append(update)
+                if isinstance(update, Piece) and update.end:
+                    del self._live[live.handle.id]
+        return updates
+
+    def inject(self, handle: Handle, text: str) -> None:
+        """Queue `text` as the sequence's next piece."""
+        self._live[handle.id].injected.append(text)
+
+    def remove(self, handle: Handle) -> None:
+        """Forget the sequence."""
+        self._live.pop(handle.id, None)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._live.clear()
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            rows = [json.loads(line) for line in lines]
+        except (OSError, ValueError) as error:
+            raise ModelBroken(f"{path} is no script: {error}", hint="one JSON object a line") from error
+        setup = rows.pop(0)["setup"] if rows and "setup" in rows[0] else {}
+        self._steps = rows
+        return dict(setup)
+
+    def _advance(self, live: _Live, control: Control) -> Update | None:
+        if live.read < len(live.prompt):
+            live.read = min(len(live.prompt), live.read + PREFILL_BYTES_A_STEP)
+            return PromptProgress(handle=live.handle, done_tokens=live.read, total_tokens=len(live.prompt))
+        if live.injected:
+            text = live.injected.pop(0)
+            return Piece(handle=live.handle, text=text, ids=tuple(text.encode()), injected=True)
+        if self._next >= len(self._steps):
+            self._next = 0
+            return Piece(handle=live.handle, text="", ids=(0,), end="stop")
+        row = self._steps[self._next]
+        if not _wait(float(row.get("delay", 0.0)), control):
+            return None
+        self._next += 1
+        if row.get("fault"):
+            _fail(str(row["fault"]), control)
+        return Piece(
+            handle=live.handle, text=row.get("text", ""), ids=tuple(row.get("ids", (0,))), end=row.get("end")
+        )
+
+
+def _wait(seconds: float, control: Control) -> bool:
+    """Wait; return False when cancelled meanwhile."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if control.cancelled:
+            return False
+        time.sleep(min(left, ABORT_POLL_S))
+    return True
+
+
+def _fail(fault: str, control: Control) -> None:
+    match fault:
+        case "segv":
+            ctypes.string_at(0)
+        case "exit":
+            os._exit(3)
+        case "hang":
+            while True:
+                time.sleep(60.0)
+        case "slow":
+            _wait(60.0, control)
+        case "raise":
+            raise RuntimeError("the script asked for an exception")
+        case _:
+            raise ModelBroken(f"the script names an unknown fault {fault!r}", hint="segv, exit, hang, slow or raise")

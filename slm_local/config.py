@@ -1,0 +1,323 @@
+"""Settings: defaults < config.toml < SLM_* variables < what hangs on a model reference < flags.
+
+One table says every setting's name, what its value may be and how an example of it looks; a name or a value that is
+not in it is an error that says where it stands and what to write instead. It knows no model.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from slm_local.errors import ConfigError, UsageError
+from slm_local.generation import ThinkMode
+from slm_local.paths import paths
+
+BackendChoice = Literal["auto", "llamacpp", "scripted"]
+DeviceChoice = Literal["auto", "cpu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOverrides:
+    """Sampling fields the user set; None leaves the model's own default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the user wants, all sources merged; None leaves a value to the model or the machine."""
+
+    model: str | None = None
+    """The model reference used when none is given."""
+    backend: BackendChoice = "auto"
+    device: DeviceChoice = "auto"
+    quant: str | None = None
+    context_tokens: int | None = None
+    threads: int | None = None
+    template_file: str | None = None
+    system: str | None = None
+    think: ThinkMode = "auto"
+    sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    hide_thinking: bool = False
+
+
+SAMPLING_FIELDS = tuple(each.name for each in fields(SamplingOverrides))
+
+MAX_THREADS = 512
+"""GGML_MAX_N_THREADS of llama.cpp."""
+
+MAX_SEED = 2**32 - 2
+"""llama.cpp takes 32 bits, and the highest value means a random one (LLAMA_DEFAULT_SEED)."""
+
+OTHER_VARIABLES = frozenset({"SLM_HOME", "SLM_DEBUG", "SLM_SCRIPTED"})
+"""Variables of this program that are no settings."""
+
+NO_THINK = "no_think"
+"""Another way to write `think = "off"`."""
+
+UNSET = "default"
+"""The value that takes a setting back to what model and machine choose."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where settings come from: how an error names the place, and how a setting is written there."""
+
+    place: Callable[[str], str]
+    spell: Callable[[str, str], str]
+    error: type[UsageError] = UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a setting's value may be; `read` raises ValueError with a sentence that says it."""
+
+    read: Callable[[object], object]
+    example: str
+
+
+def load_settings(
+    flags: Mapping[str, object],
+    *,
+    reference_settings: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Merge every source; a flag whose value is None was not given.
+
+    Keys are the settings' names (`ctx`, `temperature`, `no-think`, ...). `ConfigError` names file and line or the
+    variable, `UsageError` the flag or what hangs on the reference.
+    """
+    environment = os.environ if environment is None else environment
+    settings = _with_file(Settings(), paths(environment).config / "config.toml")
+    settings = _with_all(settings, _variables(environment), ENVIRONMENT)
+    settings = _with_all(settings, reference_settings or {}, REFERENCE)
+    return _with_all(settings, {key: value for key, value in flags.items() if value is not None}, FLAGS)
+
+
+def with_setting(settings: Settings, key: str, value: object, source: Source) -> Settings:
+    """Return the settings with one of them changed; `default` takes it back.
+
+    `UsageError` (or the source's own) where the name or the value is not one that can be.
+    """
+    name = _canonical(key)
+    if name not in KINDS and name != NO_THINK:
+        close = get_close_matches(name, KINDS, 1, 0.5)
+        hint = source.spell(close[0], KINDS[close[0]].example) if close else "settings: " + ", ".join(KINDS)
+        raise source.error(f"{source.place(key)}: there is no setting of that name", hint=hint)
+    try:
+        if name == NO_THINK:
+            name, value = "think", "off" if value == "" or _switch(value) else "auto"
+        read: Any = _default(name) if value == UNSET else KINDS[name].read(value)
+    except ValueError as error:
+        hint = source.spell(key, "true") if name == NO_THINK else source.spell(name, KINDS[name].example)
+        raise source.error(f"{source.place(key)} {error}, not {value!r}", hint=hint) from None
+    if name in SAMPLING_FIELDS:
+        return replace(settings, sampling=replace(settings.sampling, **{name: read}))
+    return replace(settings, **{FIELD_OF.get(name, name): read})
+
+
+def sampling_option(text: str) -> tuple[str, str]:
+    """Read the `KEY=VALUE` of `-o`, whose key is a sampling field; `UsageError` otherwise."""
+    key, equals, value = text.partition("=")
+    name = _canonical(key)
+    if not equals or not value:
+        raise UsageError(f"-o takes KEY=VALUE, not {text!r}", hint="-o repeat_penalty=1.1")
+    if name in KINDS and name not in SAMPLING_FIELDS:
+        raise UsageError(f"-o takes sampling fields, and {name} is none", hint=_flag(name, value))
+    if name not in SAMPLING_FIELDS:
+        close = get_close_matches(name, SAMPLING_FIELDS, 3, 0.4) or SAMPLING_FIELDS
+        raise UsageError(
+            f"-o {key}: there is no sampling field of that name; near it: {', '.join(close)}",
+            hint=f"-o {close[0]}={KINDS[close[0]].example}",
+        )
+    return name, value
+
+
+def _with_all(settings: Settings, layer: Mapping[str, object], source: Source) -> Settings:
+    for key, value in layer.items():
+        settings = with_setting(settings, key, value, source)
+    return settings
+
+
+def _with_file(settings: Settings, file: Path) -> Settings:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        return _with_all(settings, tomllib.loads(text), _file_source(file, text))
+    except FileNotFoundError:
+        return settings
+    except OSError as error:
+        raise ConfigError(f"{file} can't be read: {error.strerror}", hint=f"chmod u+r {file}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text: {error.reason}", hint=f"save {file} as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not TOML: {error}", hint='key = "value", one a line') from error
+
+
+def _file_source(file: Path, text: str) -> Source:
+    def place(key: str) -> str:
+        for number, line in enumerate(text.splitlines(), 1):
+            if re.match(rf"\s*\[*\s*[\"']?{re.escape(key)}[\"']?\s*[=.\]]", line):
+                return f"{file}, line {number}: {key}"
+        return f"{file}: {key}"
+
+    def spell(key: str, value: str) -> str:
+        is_bare = value in ("true", "false") or re.fullmatch(r"[\d.]+", value)
+        return f"{key} = {value}" if is_bare else f'{key} = "{value}"'
+
+    return Source(place=place, spell=spell, error=ConfigError)
+
+
+def _variables(environment: Mapping[str, str]) -> dict[str, object]:
+    """Return the settings among the variables; an empty variable is one that is not set.
+
+    A variable of no known name is passed over (it may be another program's) unless it looks like a slip of the pen.
+    """
+    known = {"SLM_" + name.upper() for name in (*KINDS, *ALIASES, NO_THINK)} | OTHER_VARIABLES
+    found: dict[str, object] = {}
+    for variable, value in environment.items():
+        if not variable.startswith("SLM_") or variable in OTHER_VARIABLES or not value:
+            continue
+        if variable in known:
+            found[variable.removeprefix("SLM_").lower()] = value
+        elif close := get_close_matches(variable, known, 1, 0.85):
+            raise ConfigError(f"the variable {variable} means nothing here", hint=f"{close[0]}={value}")
+    return found
+
+
+def _canonical(key: str) -> str:
+    name = key.strip().lower().replace("-", "_")
+    return ALIASES.get(name, name)
+
+
+def _default(name: str) -> object:
+    home = SamplingOverrides() if name in SAMPLING_FIELDS else Settings()
+    return getattr(home, FIELD_OF.get(name, name))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("takes a text")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    given = (value,) if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not given or not all(isinstance(each, str) and each for each in given):
+        raise ValueError("takes one text or a list of texts, none of them empty")
+    return tuple(given)
+
+
+def _switch(value: object) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    found = value if isinstance(value, bool) else words.get(str(value).lower())
+    if found is None:
+        raise ValueError("takes true or false")
+    return found
+
+
+def _think(value: object) -> object:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return _one_of("auto", "on", "off")(value)
+
+
+def _one_of(*choices: str) -> Callable[[object], object]:
+    def read(value: object) -> str:
+        if value not in choices:
+            raise ValueError(f"takes {', '.join(choices[:-1])} or {choices[-1]}")
+        return str(value)
+
+    return read
+
+
+def _number(low: float, high: float) -> Callable[[object], object]:
+    return _in_range(float, f"takes a number from {low:g} to {high:g}", low, high)
+
+
+def _count(low: int, high: int) -> Callable[[object], object]:
+    return _in_range(int, f"takes a whole number from {low} to {high}", low, high)
+
+
+def _in_range(cast: type[int] | type[float], sentence: str, low: float, high: float) -> Callable[[object], object]:
+    def read(value: object) -> int | float:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError(sentence)
+        try:
+            number = cast(value)
+        except (ValueError, OverflowError):
+            raise ValueError(sentence) from None
+        if not math.isfinite(number) or not low <= number <= high or (number != value and not isinstance(value, str)):
+            raise ValueError(sentence)
+        return number
+
+    return read
+
+
+KINDS: Mapping[str, _Kind] = {
+    "model": _Kind(_text, "tiny-reasoner"),
+    "backend": _Kind(_one_of("auto", "llamacpp"), "llamacpp"),
+    "device": _Kind(_one_of("auto", "cpu"), "cpu"),
+    "quant": _Kind(_text, "Q4_K_M"),
+    "ctx": _Kind(_count(32, 2**31 - 1), "8192"),
+    "threads": _Kind(_count(1, MAX_THREADS), "4"),
+    "template": _Kind(_text, "chat.jinja"),
+    "system": _Kind(_text, "Answer briefly."),
+    "think": _Kind(_think, "off"),
+    "max_tokens": _Kind(_count(1, 2**31 - 1), "1024"),
+    "stop": _Kind(_texts, "END"),
+    "hide_thinking": _Kind(_switch, "true"),
+    "temperature": _Kind(_number(0.0, 10.0), "0.6"),
+    "top_p": _Kind(_number(0.0, 1.0), "0.95"),
+    "top_k": _Kind(_count(0, 2**31 - 1), "40"),
+    "min_p": _Kind(_number(0.0, 1.0), "0.05"),
+    "repeat_penalty": _Kind(_number(0.01, 10.0), "1.1"),
+    "repeat_last_n": _Kind(_count(0, 2**31 - 1), "64"),
+    "presence_penalty": _Kind(_number(-10.0, 10.0), "0.5"),
+    "frequency_penalty": _Kind(_number(-10.0, 10.0), "0.5"),
+    "seed": _Kind(_count(0, MAX_SEED), "42"),
+}
+"""Every setting by the name that config.toml, SLM_* variables, references, `-o` and `/set` share."""
+
+FIELD_OF = {"ctx": "context_tokens", "template": "template_file"}
+"""Where a setting's name is not its field's."""
+
+ALIASES = {"temp": "temperature", "context_tokens": "ctx", "num_ctx": "ctx", "num_predict": "max_tokens"}
+"""Words that fingers know from elsewhere."""
+
+OWN_FLAGS = {"temperature": "--temp"}
+NO_FLAG = frozenset({"repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"})
+
+
+def _flag(name: str, value: str) -> str:
+    if name in NO_FLAG:
+        return f"-o {name}={value}"
+    flag = OWN_FLAGS.get(name, "--" + name.replace("_", "-"))
+    return flag if name == "hide_thinking" else f"{flag} {value}"
+
+
+ENVIRONMENT = Source(
+    place=lambda key: f"the variable SLM_{key.upper()}",
+    spell=lambda key, value: f"SLM_{key.upper()}={value}",
+    error=ConfigError,
+)
+REFERENCE = Source(place=lambda key: f"@{key} on the model", spell=lambda key, value: f"@{key}={value}")
+FLAGS = Source(place=lambda key: _flag(key, "").split("=")[0].strip(), spell=_flag)
+REPL = Source(place=lambda key: f"/set {key}", spell=lambda key, value: f"/set {key} {value}")

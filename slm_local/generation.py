@@ -1,0 +1,304 @@
+"""What is asked of a model and what comes back: values only.
+
+Requests go down to a backend, events come up from it. Nothing here computes, reads a file or knows a runtime.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+ThinkMode = Literal["auto", "on", "off"]
+"""`auto`: as the model's template leaves it; `on`: opened in the prompt; `off`: closed in the prompt."""
+
+ThinkState = Literal["unopened", "open", "closed"]
+"""How the rendered prompt leaves thinking, read off its tail."""
+
+Finish = Literal["stop", "length", "context", "loop", "empty", "cancelled", "error"]
+"""Why the reply ended."""
+
+Cut = Literal["none", "budget", "time", "context", "max_tokens", "loop", "user", "converged"]
+"""Why thinking ended before the model ended it."""
+
+PieceEnd = Literal["stop", "context"]
+"""Why a backend's sequence ended: the model's end-of-generation token, or a full context."""
+
+DEFAULT_BRIDGE = " Enough thinking, I answer now."
+"""What is put before the closing tag when thinking is ended for the model; the embedded models are trained on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation; `content` never holds thinking."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen; every default means "off".
+
+    Temperature comes first, then the truncations, as in transformers, vLLM and OpenVINO GenAI.
+    """
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """1 is off."""
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.0
+    """0 is off."""
+    repeat_penalty: float = 1.0
+    """1 is off; looks at the last `repeat_last_n` tokens."""
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    """None draws a fresh one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tags:
+    """How a model marks its thinking, as strings of its output.
+
+    `skip` are strings that carry no text when they stand between thinking and answer (the channel headers of
+    gpt-oss, for one). Source: the models' chat templates.
+    """
+
+    open: str
+    close: str
+    skip: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThinkControl:
+    """How thinking is switched by a model's template; what is None can't be done that way."""
+
+    switch: str | None = None
+    """A template variable that takes true and false, such as `enable_thinking`."""
+    off_word: str | None = None
+    """A word for the system text that switches thinking off, such as `/no_think`."""
+    off_block: bool = True
+    """Whether an empty think block at the prompt's end switches it off."""
+    force_open: bool = False
+    """Whether the prompt opens thinking even in `auto`, since the model tends to skip it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """A conversation (or raw token ids), how to sample, where to end and how to think."""
+
+    messages: tuple[Message, ...] = ()
+    prompt_ids: tuple[int, ...] | None = None
+    """Raw ids: neither templated, split nor governed."""
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    """Most tokens generated, thinking and answer together; None: what the context leaves."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer; they are not part of it."""
+    think: ThinkMode = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSettings:
+    """Everything a child process needs to load one model."""
+
+    backend: str
+    model_path: str
+    context_tokens: int
+    threads: int
+    tags: Tags | None = None
+    """None: derived from the template and vocabulary."""
+    think: ThinkControl | None = None
+    """None: derived likewise."""
+    template: str | None = None
+    """A chat template that replaces the file's own."""
+    batch_tokens: int = 512
+    """Most tokens of a prompt decoded in one call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the loaded model says of itself."""
+
+    architecture: str
+    name: str
+    context_tokens: int
+    """The context that was opened."""
+    trained_context_tokens: int
+    vocabulary_size: int
+    chat_template: str | None
+    bos_text: str
+    """Empty where there is none."""
+    eos_text: str
+    adds_bos: bool
+    """Whether the vocabulary asks for a BOS before every prompt."""
+    control_texts: tuple[str, ...]
+    """Texts of all control and user-defined tokens: what user text must never become."""
+    capabilities: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was decided while loading, for `-v`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRun:
+    """A stretch of the rendered prompt that is tokenized whole."""
+
+    text: str
+    allows_control: bool
+    """Whether control tokens' texts in it become control tokens: true for the scaffold, false for users' text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What a backend tokenizes: runs of text, or raw ids."""
+
+    runs: tuple[PromptRun, ...] = ()
+    ids: tuple[int, ...] | None = None
+    think_state: ThinkState = "unopened"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handle:
+    """Names one live sequence of a backend, with the counts of its prompt."""
+
+    id: int
+    prompt_tokens: int | None
+    cached_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptProgress:
+    """So much of the prompt has been read; the last one has `done_tokens == total_tokens`."""
+
+    handle: Handle | None = None
+    """Set by a backend; None once it is an event."""
+    done_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """The text and tokens that one step added to a sequence."""
+
+    handle: Handle
+    text: str
+    ids: tuple[int, ...]
+    """Empty for a remote that gives none."""
+    injected: bool = False
+    logprob: float | None = None
+    end: PieceEnd | None = None
+
+
+Update = PromptProgress | Piece
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts of one reply; None where the runtime does not say, never an estimate."""
+
+    prompt_tokens: int | None = 0
+    cached_tokens: int | None = 0
+    """Prompt tokens found in the KV cache; the last prompt token is always decoded again for its logits."""
+    think_tokens: int | None = 0
+    answer_tokens: int | None = 0
+    tag_tokens: int | None = 0
+    """Tag tokens that the model wrote; inside `think_tokens`."""
+    injected_tokens: int | None = 0
+    """Inside `think_tokens`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds by the parent's clock from the request; rates in tokens per second."""
+
+    load_s: float = 0.0
+    prefill_s: float = 0.0
+    first_token_s: float = 0.0
+    first_answer_s: float = 0.0
+    decode_s: float = 0.0
+    prefill_tps: float = 0.0
+    decode_tps: float = 0.0
+    peak_rss_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A whole reply, finished or not."""
+
+    thinking: str
+    answer: str
+    finish: Finish
+    cut: Cut
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """First event of every generation, sent once the prompt is tokenized."""
+
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    context_tokens: int
+    think_state: ThinkState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThinkDelta:
+    """Text that thinking grew by."""
+
+    text: str
+    tokens: int
+    """Tokens counted as thinking since the last delta, tags and held-back text included."""
+    injected: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerDelta:
+    """Text that the answer grew by."""
+
+    text: str
+    tokens: int
+    injected: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """Last event of every generation, exactly once."""
+
+    reply: Reply
+
+
+StreamEvent = Started | PromptProgress | ThinkDelta | AnswerDelta | Done
+
+
+class Control:
+    """A flag that another thread raises and every loop over tokens reads."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the generation should end now."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Ask for the end of the generation; may be called from any thread or signal handler, more than once."""
+        self._cancelled.set()
+        for callback in self._callbacks:
+            callback()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called in the cancelling thread (at once if it already is cancelled)."""
+        self._callbacks.append(callback)
+        if self.cancelled:
+            callback()

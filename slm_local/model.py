@@ -1,0 +1,135 @@
+"""What a model is, one form of it that can be run, and one way to run it here: values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from slm_local.generation import Tags, ThinkControl
+
+VariantKind = Literal["gguf", "openvino", "checkpoint"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What a model's authors recommend; None is unset, which means off, not a library's default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The dimensions that memory and speed follow from; None where not known."""
+
+    layers: int | None = None
+    hidden: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    kv_layers: int | None = None
+    """Layers that keep a KV cache over the whole context, where that is not all of them (hybrid models)."""
+    vocabulary: int | None = None
+
+    def kv_bytes_per_token(self, bytes_per_value: float = 2.0) -> int | None:
+        """Return the bytes of KV cache that a token of context costs; None where the shape is not known."""
+        layers = self.kv_layers if self.kv_layers is not None else self.layers
+        if layers is None or self.kv_heads is None or self.head_dim is None:
+            return None
+        return int(2 * layers * self.kv_heads * self.head_dim * bytes_per_value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One form of a model that can be fetched or is on this disk."""
+
+    kind: VariantKind
+    quant: str
+    """As the field writes it: Q4_K_M, Q8_0, int4, ..."""
+    repo: str | None = None
+    """Hub repository `owner/name`; None for a file that is only here."""
+    file: str | None = None
+    """Exact file name in the repository; None for a folder."""
+    revision: str | None = None
+    size_bytes: int | None = None
+    size_is_exact: bool = True
+    """False where the source gave a rounded size."""
+    sha256: str | None = None
+    device: str | None = None
+    """The device the variant was made for (`npu`), where it was."""
+    verified: bool = True
+    """False: repository or file known second-hand only."""
+    path: str | None = None
+    """Where it lies on this disk, if it does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A model's facts, as the registry or a file's header gives them."""
+
+    id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    family: str = ""
+    licence: str | None = None
+    gated: bool | None = None
+    """Whether the original repository asks for an accepted licence; None where not known."""
+    original_repo: str | None = None
+    parameters: int | None = None
+    active_parameters: int | None = None
+    """Parameters used for a token; None: all."""
+    architecture: str | None = None
+    """As a GGUF header names it: llama, qwen2, ..."""
+    shape: Shape = field(default_factory=Shape)
+    context_tokens: int | None = None
+    """The longest context the model was made for."""
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    sampling_no_think: SamplingDefaults | None = None
+    """Defaults with thinking off, where the authors give others."""
+    tags: Tags | None = None
+    """None: the model has no thinking of its own, or (for a file) nothing is known yet."""
+    think: ThinkControl | None = None
+    template: str | None = None
+    """A chat template that the entry carries, replacing the file's."""
+    system: str | None = None
+    """A system prompt of the user's own entry."""
+    variants: tuple[Variant, ...] = ()
+    verified: bool = True
+    """False: only shown with `--all`."""
+    embedded: bool = False
+    """Whether it ships inside the package."""
+    refusal: str | None = None
+    """How an embedded model's refusal begins."""
+    released: str | None = None
+    """ISO date or year-month of the release, for ordering."""
+    notes: tuple[str, ...] = ()
+    origin: str = "registry"
+    """Where the entry came from: `registry`, a file's path, or `file` for a model that is only a file."""
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model marks a thinking part of its own."""
+        return self.tags is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One way to run one model on this machine, with the reasons."""
+
+    spec: ModelSpec
+    variant: Variant
+    backend: str
+    device: str
+    context_tokens: int
+    threads: int
+    memory_bytes: int | None
+    """Predicted peak: weights, KV cache and buffers."""
+    free_ram_bytes: int
+    fits: bool
+    expected_decode_tps: float | None
+    """From bandwidth and the bytes read per token; None where a fact is missing."""
+    reasons: tuple[str, ...]

@@ -1,0 +1,246 @@
+"""The parent side of the pipe: spawn a child, load a model in it, stream from it, see it die.
+
+The child is a module of its own, so that a script that opens a model needs no main guard. Its death is seen by its
+wait status; it never outlives its parent, since it ends with its pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from slm_local.errors import FailureRecord, Interrupted, SlmError, WorkerCrashed, error_of
+from slm_local.generation import (
+    Control,
+    Done,
+    GenerationRequest,
+    LoadSettings,
+    ModelFacts,
+    PromptProgress,
+    Started,
+    StreamEvent,
+)
+from slm_local.system import describe_exit, kill_tree, lock_down_file, spawn_options
+from slm_local.worker.wire import from_line, to_line
+
+KILL_GRACE_S = 2.0
+"""Wait after a cancel, on top of twice the measured time of one prefill chunk, before the child is killed."""
+LIVENESS_POLL_S = 0.5
+"""How often a waiting parent looks whether the child still lives: the end of its pipe alone proves nothing."""
+CLOSE_WAIT_S = 2.0
+KEPT_LOGS = 8
+SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY")
+"""Not handed to the child: it runs native code on files that we did not write."""
+
+T = TypeVar("T")
+
+_CANCEL = object()
+_ENDED = object()
+
+
+class Worker:
+    """One child process with one model. Streams may run in several threads at once."""
+
+    def __init__(self, log_folder: Path) -> None:
+        self.log_path = _new_log(log_folder)
+        self._process = _spawn(self.log_path)
+        self._write_lock = threading.Lock()
+        self._ids = itertools.count(1)
+        self._inboxes: dict[int, queue.SimpleQueue[Any]] = {0: queue.SimpleQueue()}
+        self._chunk_s = 0.0
+        self._is_closed = False
+        threading.Thread(target=self._read, name="slm-worker-reader", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Return the child's process id."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Return whether the child runs."""
+        return self._process.poll() is None
+
+    def load(
+        self, settings: LoadSettings, control: Control, on_wait: Callable[[float, float | None], None]
+    ) -> ModelFacts:
+        """Load a model; blocks. `on_wait` gets the seconds waited and the fraction loaded (None: not begun).
+
+        Errors: the child's own, `WorkerCrashed`, `Interrupted` when cancelled (the child is killed).
+        """
+        begun = time.monotonic()
+        inbox = self._inboxes[0]
+        control.on_cancel(lambda: inbox.put(_CANCEL))
+        self._send({"op": "load", "settings": settings})
+        fraction: float | None = None
+        while True:
+            message = self._next(inbox, wait_s=0.1)
+            if message is _CANCEL:
+                self.kill()
+                raise Interrupted("loading was stopped")
+            if message is not None:
+                if message["op"] == "loaded":
+                    return _expect(ModelFacts, message["facts"])
+                fraction = message["fraction"]
+            on_wait(time.monotonic() - begun, fraction)
+
+    def stream(self, request: GenerationRequest, control: Control) -> Iterator[StreamEvent]:
+        """Run one request; yield its events.
+
+        A cancelled request still ends with its `Done`. Errors: the child's own; `WorkerCrashed` when the child died
+        or had to be killed because it did not answer a cancel.
+        """
+        request_id = next(self._ids)
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._inboxes[request_id] = inbox
+        control.on_cancel(lambda: inbox.put(_CANCEL))
+        is_over = False
+        try:
+            self._send({"op": "start", "id": request_id, "request": request})
+            for event in self._events(request_id, inbox):
+                is_over = isinstance(event, Done)
+                yield event
+        except SlmError:
+            is_over = True
+            raise
+        finally:
+            self._inboxes.pop(request_id, None)
+            if not is_over:  # the consumer went away
+                self._send({"op": "cancel", "id": request_id})
+
+    def _events(self, request_id: int, inbox: queue.SimpleQueue[Any]) -> Iterator[StreamEvent]:
+        deadline: float | None = None
+        progress_at = time.monotonic()
+        while True:
+            message = self._next(inbox, wait_s=LIVENESS_POLL_S, deadline=deadline)
+            if message is _CANCEL:
+                self._send({"op": "cancel", "id": request_id})
+                deadline = time.monotonic() + KILL_GRACE_S + 2 * self._chunk_s
+            elif message is not None:
+                event = message["event"]
+                if isinstance(event, (Started, PromptProgress)):
+                    now = time.monotonic()
+                    if isinstance(event, PromptProgress):
+                        self._chunk_s = now - progress_at
+                    progress_at = now
+                yield event
+                if isinstance(event, Done):
+                    return
+
+    def close(self) -> None:
+        """End the child: by asking, else by killing it with its group."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self.is_alive:
+            self._send({"op": "close"})
+            try:
+                self._process.wait(CLOSE_WAIT_S)
+            except subprocess.TimeoutExpired:
+                kill_tree(self._process)
+        self._release()
+
+    def kill(self) -> None:
+        """Kill the child and everything it started."""
+        self._is_closed = True
+        kill_tree(self._process)
+        self._release()
+
+    def _release(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # unsent bytes for a child that is gone
+            self._process.stdin.close()
+
+    def _next(self, inbox: queue.SimpleQueue[Any], *, wait_s: float, deadline: float | None = None) -> Any:
+        """Return the next message, or None after `wait_s`; raise what ended the child or the request."""
+        try:
+            message = inbox.get(timeout=wait_s)
+        except queue.Empty:
+            if not self.is_alive:
+                raise self._crash() from None
+            if deadline is not None and time.monotonic() > deadline:
+                self.kill()
+                raise WorkerCrashed(
+                    "the engine did not stop when asked and was ended; what it wrote so far is kept",
+                    hint=f"its log: {self.log_path}",
+                ) from None
+            return None
+        if message is _ENDED:
+            raise self._crash()
+        if message is not _CANCEL and message["op"] == "failed":
+            raise error_of(_expect(FailureRecord, message["record"]))
+        return message
+
+    def _crash(self) -> WorkerCrashed:
+        try:
+            status = self._process.wait(CLOSE_WAIT_S)
+        except subprocess.TimeoutExpired:
+            status = None
+        self.kill()
+        how = "closed its pipe" if status is None else describe_exit(status)
+        return WorkerCrashed(f"the engine process {how}", hint=f"its log: {self.log_path}")
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with self._write_lock, contextlib.suppress(OSError, ValueError):  # gone: whoever waits for its answer is told
+            self._process.stdin.write(to_line(message))
+            self._process.stdin.flush()
+
+    def _read(self) -> None:
+        """Hand the child's messages to whom they belong, in a thread of its own, until its pipe ends."""
+        assert self._process.stdout is not None
+        try:
+            for line in self._process.stdout:
+                message = from_line(line)
+                inbox = self._inboxes.get(message.get("id", 0))
+                if inbox is not None:
+                    inbox.put(message)
+        except (OSError, ValueError):
+            kill_tree(self._process)  # what it sends is no message: it can't be trusted with the rest
+        finally:
+            self._process.stdout.close()
+            for inbox in list(self._inboxes.values()):
+                inbox.put(_ENDED)
+
+
+def _expect(kind: type[T], value: object) -> T:
+    if not isinstance(value, kind):
+        raise SlmError(f"the engine process sent {type(value).__name__} in place of {kind.__name__}")
+    return value
+
+
+def _spawn(log_path: Path) -> subprocess.Popen[bytes]:
+    package_root = str(Path(__file__).resolve().parents[2])
+    environment = {key: value for key, value in os.environ.items() if key not in SECRET_VARIABLES}
+    environment["GGML_NO_BACKTRACE"] = "1"
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "slm_local.worker", str(log_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            **spawn_options(),
+        )
+
+
+def _new_log(folder: Path) -> Path:
+    """Make an empty log file of its own for a child and delete the oldest ones."""
+    logs = sorted(folder.glob("worker-*.log"), key=lambda path: path.stat().st_mtime)
+    for old in logs[: max(0, len(logs) - KEPT_LOGS + 1)]:
+        with contextlib.suppress(OSError):  # Windows keeps a log that a living child writes
+            old.unlink()
+    path = folder / f"worker-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}.log"
+    path.touch(mode=0o600)
+    lock_down_file(path)
+    return path

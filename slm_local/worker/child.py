@@ -1,0 +1,170 @@
+"""The child's loop: messages in, steps, events out. One thread reads the pipe, one drives the model."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from slm_local.backends import backend_named
+from slm_local.driver import Driver, DriverEvent
+from slm_local.errors import SlmError
+from slm_local.generation import AnswerDelta, Control, LoadSettings, ThinkDelta
+from slm_local.system import ignore_interrupts, restrict_core_dumps
+from slm_local.worker.wire import from_line, to_line
+
+COALESCE_S = 0.015
+"""Deltas of one kind that come closer together than this go over the pipe as one: no eye sees the difference."""
+LOG_CHECK_S = 1.0
+
+
+def serve(pipe: int, bound_log: Callable[[], None]) -> None:
+    """Serve one parent until its pipe closes; never returns."""
+    ignore_interrupts()
+    restrict_core_dumps()
+    child = _Child(pipe, bound_log)
+    threading.Thread(target=child.read, daemon=True).start()
+    child.run()
+
+
+class _Child:
+    def __init__(self, pipe: int, bound_log: Callable[[], None]) -> None:
+        self._out = os.fdopen(pipe, "wb", buffering=0)
+        self._bound_log = bound_log
+        self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._load_control = Control()
+        self._driver: Driver | None = None
+        self._sent_at = 0.0
+        self._log_checked_at = 0.0
+        self._held: dict[int, ThinkDelta | AnswerDelta] = {}
+
+    # ---- the reading thread
+
+    def read(self) -> None:
+        """Read messages until the pipe closes, then end the process at once: the parent is gone."""
+        for line in sys.stdin.buffer:
+            message = from_line(line)
+            if message["op"] == "cancel":
+                self._cancel(message["id"])
+            else:
+                self._messages.put(message)
+        os._exit(0)
+
+    def _cancel(self, request_id: int) -> None:
+        driver = self._driver
+        if driver is None:
+            self._load_control.cancel()
+        else:
+            driver.cancel(request_id)
+
+    # ---- the driving thread
+
+    def run(self) -> None:
+        """Handle messages and step while anything is live."""
+        while True:
+            is_busy = self._driver is not None and self._driver.is_busy
+            try:
+                message = self._messages.get(block=not is_busy)
+            except queue.Empty:
+                message = None
+            if message is not None:
+                self._handle(message)
+            elif self._driver is not None:
+                self._step(self._driver)
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        request_id = message.get("id", 0)
+        try:
+            match message["op"]:
+                case "load":
+                    self._load(message["settings"])
+                case "start":
+                    assert self._driver is not None
+                    self._send_all(self._driver.start(request_id, message["request"]))
+                case "close":
+                    if self._driver is not None:
+                        self._driver.close()
+                    os._exit(0)
+        except SlmError as error:
+            self._fail(request_id, error)
+        except Exception:
+            traceback.print_exc()  # into the log
+            self._fail(request_id, _our_bug())
+
+    def _load(self, settings: LoadSettings) -> None:
+        driver = Driver(backend_named(settings.backend))
+        shown = -1
+
+        def progress(fraction: float) -> None:
+            nonlocal shown
+            if int(fraction * 100) > shown:
+                shown = int(fraction * 100)
+                self._send({"op": "progress", "fraction": fraction})
+
+        facts = driver.load(settings, self._load_control, progress)
+        self._driver = driver
+        self._send({"op": "loaded", "facts": facts})
+
+    def _step(self, driver: Driver) -> None:
+        try:
+            self._send_all(driver.step())
+        except Exception as error:
+            traceback.print_exc()
+            failure = error if isinstance(error, SlmError) else _our_bug()
+            for request_id in driver.abandon():
+                self._fail(request_id, failure)
+        now = time.monotonic()
+        if now - self._log_checked_at > LOG_CHECK_S:
+            self._log_checked_at = now
+            self._bound_log()
+
+    # ---- sending
+
+    def _send_all(self, events: list[tuple[int, DriverEvent]]) -> None:
+        for request_id, event in events:
+            if isinstance(event, SlmError):
+                self._fail(request_id, event)
+            elif isinstance(event, (ThinkDelta, AnswerDelta)):
+                self._hold(request_id, event)
+            else:
+                self._release(request_id)
+                self._send({"op": "event", "id": request_id, "event": event})
+        if self._held and time.monotonic() - self._sent_at >= COALESCE_S:
+            for request_id in list(self._held):
+                self._release(request_id)
+
+    def _hold(self, request_id: int, event: ThinkDelta | AnswerDelta) -> None:
+        held = self._held.get(request_id)
+        if held is not None and type(held) is type(event) and held.injected == event.injected:
+            event = replace(event, text=held.text + event.text, tokens=held.tokens + event.tokens)
+        elif held is not None:
+            self._release(request_id)
+        self._held[request_id] = event
+
+    def _release(self, request_id: int) -> None:
+        held = self._held.pop(request_id, None)
+        if held is not None:
+            self._sent_at = time.monotonic()
+            self._send({"op": "event", "id": request_id, "event": held})
+
+    def _fail(self, request_id: int, error: SlmError) -> None:
+        self._release(request_id)
+        self._send({"op": "failed", "id": request_id, "record": error.record()})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._out.write(to_line(message))
+        except OSError:
+            os._exit(0)  # the parent is gone
+
+
+def _our_bug() -> SlmError:
+    kind, value, _ = sys.exc_info()
+    name = kind.__name__ if kind else "error"
+    return SlmError(f"a bug of slm in the engine process: {name}: {value}", hint="run again with SLM_DEBUG=1")

