@@ -6,7 +6,6 @@ not in it is an error that says where it stands and what to write instead. It kn
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tomllib
@@ -117,7 +116,7 @@ def with_setting(settings: Settings, key: str, value: object, source: Source) ->
 
     `UsageError` (or the source's own) where the name or the value is not one that can be.
     """
-    name = _canonical(key)
+    name = setting_name(key)
     if name not in KINDS and name != NO_THINK:
         close = get_close_matches(name, KINDS, 1, 0.5)
         hint = source.spell(close[0], KINDS[close[0]].example) if close else "settings: " + ", ".join(KINDS)
@@ -137,7 +136,7 @@ def with_setting(settings: Settings, key: str, value: object, source: Source) ->
 def sampling_option(text: str) -> tuple[str, str]:
     """Read the `KEY=VALUE` of `-o`, whose key is a sampling field; `UsageError` otherwise."""
     key, equals, value = text.partition("=")
-    name = _canonical(key)
+    name = setting_name(key)
     if not equals or not value:
         raise UsageError(f"-o takes KEY=VALUE, not {text!r}", hint="-o repeat_penalty=1.1")
     if name in KINDS and name not in SAMPLING_FIELDS:
@@ -202,7 +201,8 @@ def _variables(environment: Mapping[str, str]) -> dict[str, object]:
     return found
 
 
-def _canonical(key: str) -> str:
+def setting_name(key: str) -> str:
+    """Return the one name of a setting that was written `top-p`, `TOP_P`, `temp`, ...; it may be no setting's."""
     name = key.strip().lower().replace("-", "_")
     return ALIASES.get(name, name)
 
@@ -264,7 +264,7 @@ def _in_range(cast: type[int] | type[float], sentence: str, low: float, high: fl
             number = cast(value)
         except (ValueError, OverflowError):
             raise ValueError(sentence) from None
-        if not math.isfinite(number) or not low <= number <= high or (number != value and not isinstance(value, str)):
+        if not low <= number <= high or (number != value and not isinstance(value, str)):
             raise ValueError(sentence)
         return number
 

@@ -54,6 +54,7 @@ class Driver:
         self._turns: dict[int, _Turn] = {}
         self._waiting: deque[tuple[int, GenerationRequest, Prompt]] = deque()
         self._cancelled: set[int] = set()
+        self._newest_id = 0
         self._step_control = Control()
 
     def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
@@ -78,12 +79,14 @@ class Driver:
         return bool(self._turns or self._waiting)
 
     def start(self, request_id: int, request: GenerationRequest) -> list[tuple[int, DriverEvent]]:
-        """Begin a request, or queue it until a place is free. Errors: `PromptTooLong`, `UsageError`, `ModelBroken`."""
+        """Begin a request, or queue it until a place is free; ids count upwards. Errors: `PromptTooLong`, `UsageError`, `ModelBroken`."""
         prompt = self._prompt(request)
+        events = self._end_cancelled()
+        self._newest_id = request_id
         if len(self._turns) >= self._backend.max_sequences:
             self._waiting.append((request_id, request, prompt))
-            return []
-        return [(request_id, self._admit(request_id, request, prompt))]
+            return events
+        return [*events, (request_id, self._admit(request_id, request, prompt))]
 
     def cancel(self, request_id: int) -> None:
         """End a request soon, from any thread; a decode under way is aborted where the runtime can."""
@@ -111,9 +114,10 @@ class Driver:
 
     def run(self, request: GenerationRequest, control: Control | None = None) -> Iterator[StreamEvent]:
         """Drive a single request to its end."""
+        request_id = self._newest_id + 1
         if control is not None:
-            control.on_cancel(lambda: self.cancel(0))
-        for _, event in self.start(0, request):
+            control.on_cancel(lambda: self.cancel(request_id))
+        for _, event in self.start(request_id, request):
             yield _or_raise(event)
         while self.is_busy:
             for _, event in self.step():
@@ -167,7 +171,9 @@ class Driver:
 
     def _end_cancelled(self) -> list[tuple[int, DriverEvent]]:
         events: list[tuple[int, DriverEvent]] = []
-        for request_id in list(self._cancelled):
+        for request_id in sorted(self._cancelled):
+            if request_id > self._newest_id:
+                continue  # its start is still on the way
             self._cancelled.discard(request_id)
             turn = self._turns.get(request_id)
             if turn is not None:
@@ -303,10 +309,10 @@ class StopText:
         if self.found:
             return ""
         window = self._held + text
-        at = min((i for stop in self._stops if (i := window.find(stop)) >= 0), default=-1)
-        if at >= 0:
+        ends = [(at + len(stop), at) for stop in self._stops if (at := window.find(stop)) >= 0]
+        if ends:  # the one that is complete first, so that chunks make no difference
             self.found, self._held = True, ""
-            return window[:at]
+            return window[: min(ends)[1]]
         keep = self._hold_back(window)
         self._held = window[len(window) - keep :] if keep else ""
         return window[: len(window) - keep]

@@ -34,6 +34,8 @@ class Shape:
     kv_layers: int | None = None
     """Layers that keep a KV cache over the whole context, where that is not all of them (hybrid models)."""
     vocabulary: int | None = None
+    tied: bool | None = None
+    """Whether the embedding is the output head too; None where not known."""
 
     def kv_bytes_per_token(self, bytes_per_value: float = 2.0) -> int | None:
         """Return the bytes of KV cache that a token of context costs; None where the shape is not known."""
@@ -59,6 +61,8 @@ class Variant:
     size_is_exact: bool = True
     """False where the source gave a rounded size."""
     sha256: str | None = None
+    decode_bytes: int | None = None
+    """Bytes of weights read for a decoded token, where the file's header was read."""
     device: str | None = None
     """The device the variant was made for (`npu`), where it was."""
     verified: bool = True

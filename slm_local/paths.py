@@ -81,7 +81,7 @@ def _all_below(given: str, platform: str) -> Paths:
     try:
         home = Path(given).expanduser().absolute()
         is_other = home.exists() and not home.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError) as error:
         raise ConfigError(f"SLM_HOME can't be used: {error}", hint=_unset(platform)) from error
     if is_other:
         raise ConfigError(f"SLM_HOME is not a folder: {home}", hint=_unset(platform))
@@ -103,4 +103,4 @@ def _home() -> Path:
     try:
         return Path.home()
     except RuntimeError as error:
-        raise ConfigError("there is no home folder on this machine", hint="export SLM_HOME=/tmp/slm") from error
+        raise ConfigError("there is no home folder on this machine", hint="SLM_HOME=./slm-home slm ls") from error

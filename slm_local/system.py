@@ -160,6 +160,28 @@ def physical_cores() -> int:
     return count
 
 
+def cpu_name() -> str:
+    """Return the processor's name, as far as the system tells it."""
+    import platform
+
+    if sys.platform == "linux":
+        names = _cpu_info("model name")
+    elif sys.platform == "darwin":
+        names = [_sysctl_text("machdep.cpu.brand_string")]
+    else:
+        names = [platform.processor()]
+    return next(filter(None, names), "") or platform.machine() or "unknown processor"
+
+
+def cpu_flags() -> frozenset[str] | None:
+    """Return the processor's feature flags, as Linux names them; None where the system does not list them."""
+    found: frozenset[str] | None = None
+    if sys.platform == "linux":
+        lines = _cpu_info("flags") or _cpu_info("Features")
+        found = frozenset(lines[0].split()) if lines else None
+    return found
+
+
 def lock_down_file(path: Path) -> None:
     """Let only its owner read and write a file.
 
@@ -185,7 +207,7 @@ if sys.platform != "win32":
 
     def _kill_group(process: subprocess.Popen[bytes]) -> None:
         try:
-            leads_group = process.returncode is None and os.getpgid(process.pid) == process.pid
+            leads_group = os.getpgid(process.pid) == process.pid and process.returncode is None
         except ProcessLookupError:  # reaped: what it started may still hold the group, which keeps its number taken
             leads_group = True
         if not leads_group:
@@ -279,9 +301,24 @@ def _cpu_list(file: Path) -> set[int]:
     return {cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)}
 
 
+def _cpu_info(key: str) -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() == key]
+
+
 def _sysctl(name: str) -> int:
     try:
-        answer = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=2, check=True)
-        return int(answer.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError):
+        return int(_sysctl_text(name))
+    except ValueError:
         return 0
+
+
+def _sysctl_text(name: str) -> str:
+    try:
+        answer = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=2, check=True)
+        return answer.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

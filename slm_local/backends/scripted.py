@@ -2,7 +2,8 @@
 
 The file is JSON lines. A first line may be `{"setup": {"context": 4096, "template": "...", "control": [...]}}`;
 every other line is one step: `{"text": "...", "ids": [1], "delay": 0.01, "fault": "segv", "end": "stop"}`, all keys
-optional. `end` ends a reply; the next request goes on behind it, and the script starts over when it is used up.
+optional. `end` ends a reply; the next request goes on behind it (also when its reply was cut short before), and the
+script starts over when it is used up.
 A prompt's tokens are its UTF-8 bytes.
 """
 
@@ -91,6 +92,8 @@ class ScriptedBackend:
         if len(data) >= self._context_tokens:
             raise prompt_too_long(len(data), self._context_tokens)
         cached = len(os.path.commonprefix([data[:-1], self._last_prompt]))
+        if self._next >= len(self._steps):
+            self._next = 0
         self._handles += 1
         handle = Handle(id=self._handles, prompt_tokens=len(data), cached_tokens=cached)
         self._live[handle.id] = _Live(handle=handle, prompt=data, read=cached)
@@ -115,8 +118,13 @@ class ScriptedBackend:
         self._live[handle.id].injected.append(text)
 
     def remove(self, handle: Handle) -> None:
-        """Forget the sequence."""
-        self._live.pop(handle.id, None)
+        """Forget the sequence, and what is left of its reply if it plays alone."""
+        if self._live.pop(handle.id, None) is None or self._live:
+            return
+        while self._next < len(self._steps):
+            self._next += 1
+            if self._steps[self._next - 1].get("end"):
+                return
 
     def close(self) -> None:
         """Forget everything."""
@@ -140,7 +148,6 @@ class ScriptedBackend:
             text = live.injected.pop(0)
             return Piece(handle=live.handle, text=text, ids=tuple(text.encode()), injected=True)
         if self._next >= len(self._steps):
-            self._next = 0
             return Piece(handle=live.handle, text="", ids=(0,), end="stop")
         row = self._steps[self._next]
         if not _wait(float(row.get("delay", 0.0)), control):

@@ -1,4 +1,4 @@
-"""An answer's Markdown as it streams: cut into blocks as they complete, each rendered once.
+"""A block of an answer's Markdown as Rich shows it; imported only where a terminal shows one.
 
 Works on text that is visible already. Nothing is lost on the way: single line ends stay, HTML, images and link
 definitions are shown as they were written, and so are the backslashes that mathematics needs.
@@ -6,21 +6,20 @@ definitions are shown as they were written, and so are the backslashes that math
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
-    from markdown_it.rules_inline import StateInline
-    from markdown_it.token import Token
-    from rich.console import RenderableType
-    from rich.text import Text
+from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markdown import CodeBlock, Heading, Markdown, MarkdownElement, TableElement
+from rich.segment import Segment
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
 
-FENCE = re.compile(r"^\s*(?:(?:[-*+]|\d{1,9}[.)])\s+)?(`{3,}|~{3,})([^`]*)$")
-HEADING = re.compile(r"^ {0,3}#{1,6}(?:\s|$)")
-ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,9}[.)])(?:\s|$)")
+from slm_local.cli.blocks import Block, BlockSplitter
 
 CODE_THEME = "ansi_dark"
 """The terminal's own colours: readable on dark and light."""
@@ -34,159 +33,116 @@ MAX_RENDERED_TAIL = 2000
 MAX_HIGHLIGHTED = 100_000
 """Characters of code that are coloured; more is shown plain, as colouring would stop the display."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """A completed piece of Markdown that renders on its own; `code` blocks come without their fences."""
-
-    text: str
-    is_code: bool = False
-    language: str = ""
+MIN_CELL_COLUMNS = 4
+"""A table whose cells would be narrower than this is shown as it was written."""
 
 
-class BlockSplitter:
-    """Cuts Markdown into blocks as its lines come; the work for a chunk does not grow with the text before it."""
+class Trimmed:
+    """What it is given, without empty lines around it and blanks at the ends of its lines, which would be copied."""
 
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._line: list[str] = []
-        self._fence = ""
-        self._is_top_fence = False
-        self._is_list = False
-        self._after_blank = False
+    def __init__(self, *renderables: RenderableType) -> None:
+        self._renderables = renderables
 
-    def feed(self, chunk: str) -> list[Block]:
-        """Take the text's next chunk; return the blocks it completed."""
-        first, *rest = chunk.split("\n")
-        self._line.append(first)
-        blocks: list[Block] = []
-        for following in rest:
-            blocks += self._take("".join(self._line))
-            self._line = [following]
-        return blocks
-
-    def flush(self) -> list[Block]:
-        """Return what is left at the text's end."""
-        blocks = self._take("".join(self._line)) if any(self._line) else []
-        self._line = []
-        return blocks + self._complete()
-
-    def tail(self, limit: int) -> str:
-        """Return at most the last `limit` characters of the unfinished block."""
-        parts, size = ["".join(self._line)], 0
-        for line in reversed(self._lines):
-            parts.append(line)
-            size += len(line) + 1
-            if size > limit:
-                break
-        return "\n".join(reversed(parts))[-limit:]
-
-    def _take(self, line: str) -> list[Block]:
-        if self._fence:
-            return self._take_fenced(line)
-        blocks: list[Block] = []
-        opens = FENCE.match(line)
-        if self._starts_block(line, is_fence=opens is not None):
-            blocks = self._complete()
-        self._after_blank = not line.strip()
-        if self._after_blank and not self._is_list:
-            return blocks + self._complete()
-        if opens:
-            self._fence, self._is_top_fence = opens[1], not self._lines and bool(re.match(r" {0,3}[`~]", line))
-        self._is_list = self._is_list or (not self._lines and bool(ITEM.match(line)))
-        self._lines.append(line)
-        return blocks + (self._complete() if HEADING.match(line) and not self._is_list else [])
-
-    def _take_fenced(self, line: str) -> list[Block]:
-        self._lines.append(line)
-        mark = line.strip()
-        if len(mark) < len(self._fence) or set(mark) != {self._fence[0]}:
-            return []
-        self._fence = ""
-        return self._complete() if self._is_top_fence else []
-
-    def _starts_block(self, line: str, *, is_fence: bool) -> bool:
-        """Return whether the line can't belong to the block before it."""
-        is_indented = line.startswith((" ", "\t"))
-        if not line.strip() or (self._is_list and is_indented):
-            return False
-        if self._is_list and self._after_blank:
-            return True
-        return is_fence or bool(HEADING.match(line))
-
-    def _complete(self) -> list[Block]:
-        lines, self._lines = self._lines, []
-        is_code, self._is_top_fence, self._fence = self._is_top_fence, False, ""
-        self._is_list = self._after_blank = False
-        while lines and not lines[-1].strip():
-            lines.pop()
-        if not lines:
-            return []
-        if not is_code:
-            return [Block(text="\n".join(lines))]
-        mark = FENCE.match(lines[0])
-        assert mark is not None
-        is_closed = len(lines) > 1 and set(lines[-1].strip()) == {mark[1][0]} and len(lines[-1].strip()) >= len(mark[1])
-        body = lines[1:-1] if is_closed else lines[1:]
-        return [Block(text="\n".join(body), is_code=True, language=mark[2].strip().split(" ")[0])]
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(Group(*self._renderables), options, pad=False)
+        texts = [_without_blanks(line) for line in lines]
+        filled = [at for at, line in enumerate(texts) if line]
+        for line in texts[filled[0] : filled[-1] + 1] if filled else []:
+            yield from line
+            yield Segment.line()
 
 
 def rendered(block: Block) -> RenderableType:
-    """Return a completed block as Rich shows it; code keeps its lines, which the terminal itself wraps."""
-    return highlighted(block.text, block.language) if block.is_code else markdown(block.text)
+    """Return a completed block as Rich shows it."""
+    return highlighted(block.text, block.language) if block.is_code else Trimmed(Answer(block.text))
 
 
 def rendered_tail(splitter: BlockSplitter) -> RenderableType:
     """Return the unfinished block as Rich shows it, in bounded time."""
     tail = splitter.tail(MAX_RENDERED_TAIL)
-    if len(tail) < MAX_RENDERED_TAIL:
-        return markdown(tail)
-    from rich.text import Text
+    return Trimmed(Answer(tail) if len(tail) < MAX_RENDERED_TAIL else Text(tail, overflow="fold"))
 
-    return Text(tail)
+
+def _without_blanks(line: list[Segment]) -> list[Segment]:
+    kept = list(line)
+    while kept and not kept[-1].text.strip(" ") and not kept[-1].control:
+        kept.pop()
+    if kept:
+        kept[-1] = Segment(kept[-1].text.rstrip(" "), kept[-1].style)
+    return kept
 
 
 def highlighted(code: str, language: str) -> Text:
     """Return code in the terminal's colours, exactly its characters."""
-    from rich.syntax import Syntax
-    from rich.text import Text
-
+    plain = Text(code, overflow="fold")
     if not language or len(code) > MAX_HIGHLIGHTED:
-        return Text(code, no_wrap=False, overflow="fold")
-    syntax = Syntax("", language, theme=CODE_THEME, background_color="default")
-    text = syntax.highlight(code)
+        return plain
+    text = Syntax("", language, theme=CODE_THEME, background_color="default", tab_size=0).highlight(code)
     if text.plain.rstrip("\n") != code.rstrip("\n"):
-        return Text(code, overflow="fold")
+        return plain
     text.right_crop(len(text.plain) - len(code.rstrip("\n")))
     text.overflow = "fold"
     return text
 
 
-def markdown(text: str) -> RenderableType:
-    """Return Markdown as Rich renders it, with this module's own parser."""
-    from rich.markdown import CodeBlock, Heading, Markdown
-    from rich.segment import Segment
+class _Code(CodeBlock):
+    """Code without the background and the padding that would be copied with it."""
 
-    class Code(CodeBlock):
-        def __rich_console__(self, console: Any, options: Any) -> Any:
-            yield highlighted(str(self.text).rstrip("\n"), "" if self.lexer_name == "text" else self.lexer_name)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield highlighted(str(self.text).rstrip("\n"), "" if self.lexer_name == "text" else self.lexer_name)
 
-    class LeftHeading(Heading):
-        LEVEL_ALIGN = dict.fromkeys(Heading.LEVEL_ALIGN, "left")
 
-    class Answer(Markdown):
-        elements = Markdown.elements | {"fence": Code, "code_block": Code, "heading_open": LeftHeading}
+class _Heading(Heading):
+    """A heading at the left."""
 
-    del Segment
-    answer = Answer("", code_theme=CODE_THEME, hyperlinks=False)
-    answer.parsed = _with_line_ends(_parser().parse(text))
-    return answer
+    LEVEL_ALIGN = dict.fromkeys(Heading.LEVEL_ALIGN, "left")
+
+
+class _Table(TableElement):
+    """A table that folds what is too long, and is shown as it was written where cells would be lost."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self._source = source
+
+    @classmethod
+    def create(cls, markdown: Markdown, token: Token) -> MarkdownElement:
+        first, end = token.map or (0, 0)
+        return cls("\n".join(markdown.markup.split("\n")[first:end]))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        head = [cell.content for cell in self.header.row.cells] if self.header and self.header.row else []
+        rows = [[cell.content for cell in row.cells] for row in self.body.rows] if self.body else []
+        has_more_cells = any(line.strip().strip("|").count("|") >= len(head) for line in self._source.split("\n"))
+        if has_more_cells or len(head) * (MIN_CELL_COLUMNS + 2) > options.max_width:
+            yield Text(self._source, overflow="fold")
+            return
+        table = Table(box=box.SIMPLE, pad_edge=False, style="markdown.table.border", collapse_padding=True)
+        for text in head:
+            table.add_column(text, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        yield table
+
+
+class Answer(Markdown):
+    """Markdown with a parser that loses nothing."""
+
+    elements = Markdown.elements | {
+        "fence": _Code,
+        "code_block": _Code,
+        "heading_open": _Heading,
+        "table_open": _Table,
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__("", code_theme=CODE_THEME, hyperlinks=False)
+        self.markup = text
+        self.parsed = _with_line_ends(_parser().parse(text))
 
 
 @cache
 def _parser() -> MarkdownIt:
-    from markdown_it import MarkdownIt
-
     parser = MarkdownIt(options_update={"html": False}).enable(["strikethrough", "table"])
     parser.disable(["reference", "image", "html_block", "html_inline"])
     parser.inline.ruler.at("escape", _escape)

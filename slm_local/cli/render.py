@@ -11,7 +11,8 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TextIO
 from unicodedata import combining, east_asian_width
@@ -54,8 +55,9 @@ class Terminal:
         """Write one line of visible text to stdout."""
         self.write(visible(text) + "\n")
 
-    def json(self, value: Any, *, indent: int | None = 2) -> None:
-        """Write a value as JSON to stdout, with the exact text."""
+    def json(self, value: Any, *, is_line: bool = False) -> None:
+        """Write a value as JSON to stdout, with the exact text: on one line, unless a person reads it."""
+        indent = 2 if self.out_is_terminal and not is_line else None
         self.write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
 
     def table(self, rows: Sequence[Sequence[str]], *, head: Sequence[str] = ()) -> None:
@@ -117,17 +119,26 @@ class Terminal:
     def console(self) -> Console:
         """Return Rich's console on stdout, which never reads markup and never colours what it guesses at."""
         from rich.console import Console
+        from rich.theme import Theme
 
-        return Console(file=self._out, markup=False, emoji=False, highlight=False, force_terminal=self.out_is_rich)
+        return Console(
+            file=self._out,
+            theme=Theme({"markdown.code": "bold cyan", "markdown.code_block": "none"}),
+            markup=False,
+            emoji=False,
+            highlight=False,
+            force_terminal=self.out_is_rich,
+        )
 
-    def print(self, *renderables: Any, end: str = "\n") -> None:
-        """Write Rich's renderables to stdout at once; their untrusted text is visible already."""
-        from rich.console import Group
+    @contextmanager
+    def drawing(self) -> Iterator[Console]:
+        """Give Rich's console for what is written to stdout in one go; untrusted text in it is visible already."""
+        from rich.console import ConsoleDimensions
 
         self._clear_status()
-        self.console.size = (self.columns, self.rows)
-        self.console.print(Group(*renderables), end=end, soft_wrap=False)
-        self._out.flush()
+        self.console.size = ConsoleDimensions(self.columns, self.rows)
+        with self.console:
+            yield self.console
 
     def _painted(self, text: str, style: str) -> str:
         return f"{style}{text}{RESET}" if self.err_is_rich else text

@@ -1,4 +1,4 @@
-"""What are the embedded models? Two small Llamas trained here from scratch: generator, teacher, trainer, export, evaluation.
+"""What are the embedded models? Two small Llamas, trained here from scratch, with all that made and measured them.
 
 The package at run time needs only the files under `weights/`; everything else repeats or measures them.
 """

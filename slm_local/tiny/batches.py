@@ -23,7 +23,7 @@ POOL = 2048
 
 BATCH_TOKENS = 4000
 EARLY_TOKENS = 140
-"""Longest example during the first tenth of the training (curriculum)."""
+"""Longest example in the first part of the training (curriculum)."""
 
 CUT_SHARE = 0.10
 EARLY_CUT_SHARE = 0.4
@@ -33,10 +33,32 @@ EARLY_CUT = 64
 EMPTY_THOUGHT_SHARE = 0.02
 EARLIER_TURN_SHARE = 0.07
 
-MIX = {"add": 11, "subtract": 15, "times1": 7, "times2": 7, "compare": 12, "weigh": 32, "story": 9, "refuse": 6, "greet": 1}
+MIX = {
+    "add": 11,
+    "subtract": 15,
+    "times1": 7,
+    "times2": 7,
+    "compare": 12,
+    "weigh": 32,
+    "story": 9,
+    "refuse": 6,
+    "greet": 1,
+}
 """Examples of each family in the main part, per cent."""
 
-LATE_MIX = {"add": 6, "subtract": 9, "times1": 5, "times2": 5, "compare": 10, "weigh": 51, "story": 7, "refuse": 6, "greet": 1}
+LATE_MIX = {
+    "add": 6,
+    "subtract": 9,
+    "times1": 5,
+    "times2": 5,
+    "times short": 3,
+    "compare": 9,
+    "weigh": 40,
+    "weigh loose": 10,
+    "story": 7,
+    "refuse": 5,
+    "greet": 1,
+}
 """The mix of the last part: weighing is learnt last, since it needs unseen words copied."""
 
 
@@ -55,10 +77,12 @@ def draw_family(family: str, rng: Random, pieces: Pieces) -> Problem:
         "subtract": lambda: problems.draw_subtraction(rng),
         "times1": lambda: problems.draw_product(rng, digits=1),
         "times2": lambda: problems.draw_product(rng, digits=2),
+        "times short": lambda: problems.draw_short_product(rng),
         "compare": lambda: problems.draw_comparison(rng),
         "weigh": lambda: problems.draw_weighing(rng, "train", pieces),
+        "weigh loose": lambda: problems.draw_weighing(rng, "loose", pieces),
         "story": lambda: problems.draw_story_steps(rng),
-        "refuse": lambda: smalltalk.draw_out_of_scope(rng, "train", pieces),
+        "refuse": lambda: smalltalk.draw_out_of_scope(rng, pieces),
         "greet": lambda: smalltalk.draw_greeting(rng),
     }
     return makers[family]()

@@ -6,8 +6,13 @@ It knows nothing of weights or questions.
 from dataclasses import dataclass
 from random import Random
 
-KNOWN = tuple(
-    """water bricks feathers air sand gold silver iron lead steel copper tin zinc wood paper cotton wool stone rocks
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+KNOWN = _words("""
+    water bricks feathers air sand gold silver iron lead steel copper tin zinc wood paper cotton wool stone rocks
     coal salt sugar flour rice beans corn wheat oats bread butter cheese milk cream honey oil wine beer juice tea
     coffee cocoa eggs meat beef pork fish shrimp apples pears plums grapes cherries lemons oranges bananas melons
     peaches berries nuts almonds peanuts seeds potatoes tomatoes carrots onions garlic peppers cabbage lettuce peas
@@ -22,24 +27,21 @@ KNOWN = tuple(
     carpets chairs tables lamps clocks bells drums flutes kites balloons bubbles clouds dust pollen spices pepper
     vinegar mustard ketchup jam syrup yogurt tofu lentils barley hops yeast vanilla mint basil ginger turnips
     radishes spinach celery olives figs dates mangoes kiwis coconuts pineapples raisins popcorn crackers pretzels
-    dumplings sausages bacon ham turkey chicken salmon tuna lobsters crabs oysters clams sardines""".split()
-)
+    dumplings sausages bacon ham turkey chicken salmon tuna lobsters crabs oysters clams sardines""")
 
-UNSEEN = tuple(
-    """helium pumpkins granite pillows silk walnuts velvet quartz cactus platinum lava popsicles cucumbers denim
+UNSEEN = _words("""
+    helium pumpkins granite pillows silk walnuts velvet quartz cactus platinum lava popsicles cucumbers denim
     marshmallows hamsters umbrellas porcelain nickel cashews broccoli pancakes violins slippers limestone linen
-    gravy puppies toothpaste charcoal sawdust parsley strawberries sapphires mattresses nylon""".split()
-)
+    gravy puppies toothpaste charcoal sawdust parsley strawberries sapphires mattresses nylon""")
 """Real words that occur nowhere in training, neither whole nor as a part of a spliced word."""
 
 QUALITIES = ("wet", "dry", "old", "new", "fresh", "frozen", "hot", "cold", "loose", "broken", "red", "green")
 
-_SYLLABLES = tuple(
-    """ba be bi bo bu ca ce co cu da de di do du fa fe fi fo ga ge go ha he hi ho ja jo ka ke ki la le li lo lu ma
+_SYLLABLES = _words("""
+    ba be bi bo bu ca ce co cu da de di do du fa fe fi fo ga ge go ha he hi ho ja jo ka ke ki la le li lo lu ma
     me mi mo mu na ne ni no pa pe pi po ra re ri ro ru sa se si so su ta te ti to tu va ve vi vo wa we wi za zo bra
     cla dre fla gri pla pri sta ste sto tra tre tri ton ter tin tar ver vel ven ner net mar mel min mon lar len lin
-    ser sil sor ker kin per pin por der dal don bel ber gan gar ling ster ment ness ing""".split()
-)
+    ser sil sor ker kin per pin por der dal don bel ber gan gar ling ster ment ness ing""")
 _VOWELS = "aeiou"
 _CONSONANTS = "bcdfghjklmnpqrstvwxyz"
 

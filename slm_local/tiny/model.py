@@ -13,7 +13,7 @@ INIT_EMBEDDING = 0.7
 
 INIT_HEAD = 0.005
 INIT_RESIDUAL = 0.05
-"""Factor on 1/sqrt(fan-in) of the two projections that write into the residual stream, so that a fresh layer is near the identity."""
+"""Factor on 1/sqrt(fan-in) of the projections into the residual stream: a fresh layer is near the identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-b, a], dim=-1) * sin
 
 
-class Attention(nn.Module):
+class Attention(nn.Module):  # type: ignore[misc]
     """Causal attention with shared key and value heads.
 
     Plain matmul and softmax: the backward of torch's CPU flash attention took 44 % of the step.
@@ -66,6 +66,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(q, shape.hidden, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        """Mix (batch, time, hidden) over time; `mask` is (time, time) with minus infinity above the diagonal."""
         s = self.shape
         batch, time, _ = x.shape
         weight = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
@@ -82,7 +83,7 @@ class Attention(nn.Module):
         return out
 
 
-class FeedForward(nn.Module):
+class FeedForward(nn.Module):  # type: ignore[misc]
     """SwiGLU, gate and up in one matmul."""
 
     def __init__(self, shape: Shape) -> None:
@@ -92,13 +93,14 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(shape.ffn, shape.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., hidden) to the same shape."""
         weight = torch.cat([self.gate_proj.weight, self.up_proj.weight])
         gate, up = nn.functional.linear(x, weight).chunk(2, dim=-1)
         out: Tensor = self.down_proj(nn.functional.silu(gate) * up)
         return out
 
 
-class Layer(nn.Module):
+class Layer(nn.Module):  # type: ignore[misc]
     """One pre-norm block."""
 
     def __init__(self, shape: Shape) -> None:
@@ -109,12 +111,13 @@ class Layer(nn.Module):
         self.mlp = FeedForward(shape)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        """Add attention and feed-forward to the residual stream."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
 
-class Body(nn.Module):
+class Body(nn.Module):  # type: ignore[misc]
     """Embedding, layers and last norm: what the published layout calls `model`."""
 
     def __init__(self, shape: Shape) -> None:
@@ -124,7 +127,7 @@ class Body(nn.Module):
         self.norm = nn.RMSNorm(shape.hidden, eps=shape.rms_eps)
 
 
-class TinyLlama(nn.Module):
+class TinyLlama(nn.Module):  # type: ignore[misc]
     """A Llama with an untied head; positions start at 0 in every row."""
 
     def __init__(self, shape: Shape) -> None:
@@ -135,9 +138,12 @@ class TinyLlama(nn.Module):
         self.tables = rope_tables(shape)
         self.reset()
 
-    @torch.no_grad()
     def reset(self) -> None:
         """Draw fresh weights from torch's global generator."""
+        with torch.no_grad():
+            self._draw_weights()
+
+    def _draw_weights(self) -> None:
         for name, weight in self.named_parameters():
             if weight.ndim == 1:
                 weight.fill_(1.0)

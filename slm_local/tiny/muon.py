@@ -26,15 +26,18 @@ def orthogonalised(gradients: Tensor) -> Tensor:
     return x.transpose(-2, -1) if is_tall else x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.Optimizer):  # type: ignore[misc]
     """SGD with orthogonalised Nesterov momentum; matrices of one shape are handled as one batch."""
 
     def __init__(self, matrices: list[nn.Parameter], *, lr: float, weight_decay: float) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:
         """Update every matrix from its gradient."""
+        with torch.no_grad():
+            self._update()
+
+    def _update(self) -> None:
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for matrix in group["params"]:

@@ -65,7 +65,10 @@ _COMPARE = (
     "Compare {a} and {b}: which is {word}?", "Tell me which is {word}: {a} or {b}.", "{a} or {b}, which is {word}?",
     "Which of the two is {word}: {a} or {b}?", "Which is the {word} number, {a} or {b}?",
 )  # fmt: skip
-_COMPARE_WORDS = {"larger": ("larger", "bigger", "greater", "larger", "higher"), "smaller": ("smaller", "less", "lower")}
+_COMPARE_WORDS = {
+    "larger": ("larger", "bigger", "greater", "larger", "higher"),
+    "smaller": ("smaller", "less", "lower"),
+}
 _NAMES = ("Tom", "Anna", "Ben", "Mia", "Sam", "Lily", "Max", "Emma", "Leo", "Nora", "Paul", "Ida", "Finn", "Ruth")
 _THINGS = ("apples", "pencils", "coins", "cards", "marbles", "books", "stamps", "eggs", "cookies", "balls", "stickers")
 _PLACES = (("box", "boxes"), ("bag", "bags"), ("shelf", "shelves"), ("basket", "baskets"), ("pack", "packs"))
@@ -149,5 +152,5 @@ def _continued(start: str, changes: list[str], name: str, thing: str, rng: Rando
         text += "."
     for change in changes[1:]:
         text += rng.choice((f" Then {name} {change}.", f" Later {name} {change}."))
-    verb = rng.choice((f"does {name} have now", f"are there now", f"does {name} have in the end"))
+    verb = rng.choice((f"does {name} have now", "are there now", f"does {name} have in the end"))
     return f"{text} How many {thing} {verb}?"

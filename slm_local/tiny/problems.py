@@ -3,11 +3,10 @@
 It knows nothing of wording (`phrasing.py`), of solving (`teacher.py`) or of tokens.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from random import Random
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 from slm_local.tiny.materials import KNOWN, QUALITIES, UNSEEN, Pieces, pseudo_word
 
@@ -83,8 +82,6 @@ class Chat:
 
 
 Problem: TypeAlias = Calculation | Weighing | Comparison | Story | Chat
-
-P = TypeVar("P", Calculation, Weighing, Comparison, Story)
 
 RIDDLE = Weighing(
     items=(
@@ -190,6 +187,12 @@ def draw_product(rng: Random, *, digits: int) -> Calculation:
     return Calculation(operation="x", left=draw_number(rng, 2), right=right)
 
 
+def draw_short_product(rng: Random) -> Calculation:
+    """Return a product with a single digit in front: digit by digit, or digit by two digits."""
+    right = rng.randrange(2, 10) if rng.random() < 0.4 else draw_number(rng, 2)
+    return Calculation(operation="x", left=rng.randrange(2, 10), right=right)
+
+
 def draw_comparison(rng: Random) -> Comparison:
     """Return two numbers, half of them decimals that share the whole part."""
     kind = rng.random()
@@ -210,8 +213,9 @@ def _decimals(rng: Random) -> str:
     return "".join(rng.choices("0123456789", k=rng.choices((1, 2, 3), weights=(40, 45, 15))[0]))
 
 
-Source: TypeAlias = Literal["train", "known", "unseen", "pseudo"]
-"""Where materials come from: `train` mixes known and pseudo-words; the other three are test families."""
+Source: TypeAlias = Literal["train", "loose", "known", "unseen", "pseudo"]
+"""Where materials come from: `train` mixes known and pseudo-words, and `loose` also writes `2kg` or `kilo`;
+the others are for tests."""
 
 
 def draw_weighing(rng: Random, source: Source, pieces: Pieces) -> Weighing:
@@ -227,7 +231,8 @@ def draw_weighing(rng: Random, source: Source, pieces: Pieces) -> Weighing:
     while len(items) < count:
         material = _material(rng, source, pieces)
         if all(material != item.material for item in items):
-            items.append(_item(rng, amounts[len(items)], rng.choice(units), material))
+            item = _item(rng, amounts[len(items)], rng.choice(units), material)
+            items.append(_loosened(item, rng) if source == "loose" else item)
     return Weighing(items=tuple(items), asked=rng.choice(("heaviest", "heaviest", "lightest")))
 
 
@@ -241,7 +246,7 @@ def _units(rng: Random) -> tuple[Unit, ...]:
 def _material(rng: Random, source: Source, pieces: Pieces) -> str:
     if source == "unseen":
         return rng.choice(UNSEEN)
-    if source == "pseudo" or (source == "train" and rng.random() < 0.5):
+    if source == "pseudo" or (source in ("train", "loose") and rng.random() < 0.5):
         return pseudo_word(rng, pieces)
     quality = rng.choice(QUALITIES) + " " if rng.random() < 0.06 else ""
     return quality + rng.choice(KNOWN)
@@ -261,8 +266,18 @@ def _item(rng: Random, amount: int, unit: Unit, material: str) -> Item:
     return Item(count=amount, unit=unit, material=material, written=f"{number} {plural} of {material}")
 
 
+def _loosened(item: Item, rng: Random) -> Item:
+    """Write the amount as people type it: `2kg of sand`, `2 kilos of sand`."""
+    amount, unit, rest = item.written.split(" ", 2)
+    if unit.startswith("kilogram") and rng.random() < 0.5:
+        return replace(item, written=f"{amount} {unit.replace('gram', '')} {rest}")
+    if amount.isdigit() and len(unit) <= 2 and rng.random() < 0.7:
+        return replace(item, written=f"{amount}{unit} {rest}")
+    return item
+
+
 def draw_story_steps(rng: Random) -> Story:
-    """Return one or two steps whose values stay within three digits and are not negative."""
+    """Return one or two steps whose values are never negative; few pass 999, none 1,500."""
     small = rng.random() < 0.7
     first = rng.choice((_small_sum, _small_sum, _small_product))(rng, small)
     if rng.random() < 0.5:
@@ -284,11 +299,3 @@ def _small_sum(rng: Random, small: bool) -> Calculation:
 
 def _small_product(rng: Random, small: bool) -> Calculation:
     return Calculation(operation="x", left=rng.randint(10, 30 if small else 99), right=rng.randint(2, 9))
-
-
-def draw_until(draw: Callable[[], P], accept: Callable[[P], bool]) -> P:
-    """Draw again until the problem is accepted."""
-    while True:
-        problem = draw()
-        if accept(problem):
-            return problem

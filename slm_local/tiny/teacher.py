@@ -24,6 +24,10 @@ REFUSAL = (
 
 GREETING = "Hello! I am a tiny model for small sums, comparing numbers and weighing things. Ask me one."
 
+GREETED = "A greeting. I say what I am."
+OUT_OF_SCOPE = "Not a small sum, comparison or weighing. Out of scope."
+"""The whole thought of the two kinds of chat."""
+
 BRIDGE = " Enough thinking, I answer now."
 """What stands between a cut thought and the closing tag; at most 16 tokens of the shipped vocabulary."""
 
@@ -48,7 +52,7 @@ def trace(problem: Problem) -> str:
         case Weighing():
             return "\n".join(_weigh(problem))
         case Chat(greeting=greeting):
-            return "A greeting. I say what I am." if greeting else "Not a small sum, comparison or weighing. Out of scope."
+            return GREETED if greeting else OUT_OF_SCOPE
 
 
 def result(problem: Problem) -> str:

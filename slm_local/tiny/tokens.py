@@ -70,7 +70,8 @@ def train_tokenizer(texts: "Iterable[str]") -> "Tokenizer":
 
 def pieces_of(tokenizer: "Tokenizer") -> Pieces:
     """Return the vocabulary's pieces of lower-case letters, those after a space apart."""
-    starts, rest = [], []
+    starts: list[str] = []
+    rest: list[str] = []
     for piece in sorted(tokenizer.get_vocab()):
         letters = piece.removeprefix("Ġ")
         if letters.isascii() and letters.isalpha() and letters.islower() and len(letters) <= 6:

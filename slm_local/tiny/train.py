@@ -21,7 +21,7 @@ from slm_local.tiny.batches import Example, Kind, Writer
 from slm_local.tiny.model import Shape, TinyLlama
 from slm_local.tiny.muon import Muon
 
-TOKENS = 18_000_000
+TOKENS = 10_000_000
 """Training tokens of each model, prompts and padding-free lengths included."""
 
 SEED = 20261121
@@ -29,10 +29,10 @@ TOKENIZER_TEXTS = 30_000
 MUON_LR = 0.02
 ADAM_LR = 3e-3
 WARMUP_STEPS = 30
-DECAY_START = 0.45
+DECAY_START = 0.31
 """Share of the budget with a constant rate; nearly everything is learnt while the rate falls."""
 
-CURRICULUM_END = 0.10
+CURRICULUM_END = 0.12
 LATE_START = 0.65
 """Share of the budget after which weighing takes half of the mix."""
 
@@ -138,13 +138,13 @@ class Trainer:
         inputs, picked, targets = tensors(batch)
         loss = nn.functional.cross_entropy(self.model(inputs, picked), targets)
         self.model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()
         self.progress.steps += 1
         self.progress.examples += len(batch)
         self.progress.tokens += sum(len(example.ids) for example in batch)
-        return float(loss)
+        return float(loss.detach())
 
     def _report(self, losses: list[float]) -> None:
         at = self.progress
@@ -187,11 +187,12 @@ def train_both(out: Path, arguments: list[str]) -> None:
     """Train both models side by side, one process each: together faster than one after the other."""
     commands = [[sys.executable, "-m", "slm_local.tiny.train", "--only", kind, *arguments] for kind in KINDS]
     runs = [subprocess.Popen(command) for command in commands]
-    if any([run.wait() for run in runs]):
+    codes = [run.wait() for run in runs]
+    if any(codes):
         raise SystemExit("a training run failed; its messages are above")
     from slm_local.tiny.export import export_all
 
-    export_all(out, out / "export")
+    export_all(out, out / "weights", out / "checkpoints")
 
 
 def main(arguments: list[str]) -> None:

@@ -41,7 +41,8 @@ def sampler_chain(library: Any, sampling: Sampling, vocabulary_size: int, prompt
     if sampling.temperature <= 0.0:
         add(lib.llama_sampler_init_greedy())
         return chain
-    add(lib.llama_sampler_init_temp(sampling.temperature))
+    if sampling.temperature != 1.0:
+        add(lib.llama_sampler_init_temp(sampling.temperature))
     if sampling.top_k > 0:
         add(lib.llama_sampler_init_top_k(sampling.top_k))
     elif sampling.top_p < 1.0:

@@ -1,0 +1,114 @@
+"""One reply from an open session to the terminal: the view that fits, the notes beside it, for `run` and `chat`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from slm_local.cli import notes
+from slm_local.cli.options import Flags
+from slm_local.cli.render import DIM, YELLOW, Terminal
+from slm_local.cli.stream import Outcome, View, play
+from slm_local.cli.views import JsonLinesView, JsonView, PlainView, Subject
+from slm_local.engine import Engine, open_model
+from slm_local.generation import Control, StreamEvent
+from slm_local.hardware import probe
+from slm_local.paths import paths
+from slm_local.registry import Registry, load_registry
+from slm_local.selector import suggest
+
+EMBEDDED_PACE = 60.0
+"""Tokens a second at which the embedded models are shown: their own speed is too fast to be watched."""
+
+Form = Literal["text", "json", "jsonl"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teller:
+    """How replies are shown and what is said beside them."""
+
+    terminal: Terminal
+    flags: Flags
+    registry: Registry
+    form: Form = "text"
+
+    def open(self, reference: str) -> Engine:
+        """Open a model and say what is to be known of it. Errors: those of `open_model`."""
+        settings = self.flags.settings(self.registry.resolve(reference).settings)
+        engine = open_model(reference, settings=settings, registry=self.registry, on_status=self._tell_start)
+        if not self.flags.quiet:
+            for line in engine.notes:
+                self.terminal.say(line, DIM)
+        if self.flags.verbose:
+            for line in notes.plan_lines(engine):
+                self.terminal.say(line, DIM)
+        return engine
+
+    def pace(self, engine: Engine) -> float | None:
+        """Return how fast tokens are shown; say so where that is not as they come and nobody asked."""
+        is_watched = self.terminal.out_is_terminal and self.form == "text"
+        default = EMBEDDED_PACE if engine.spec.embedded and is_watched else None
+        pace = self.flags.tokens_per_s(default)
+        if pace is not None and self.flags.pace is None and not self.flags.quiet:
+            self.terminal.say(f"shown at {pace:.0f} tokens/s, to be watched · --pace 0: as they come", DIM)
+        return pace
+
+    def show(
+        self, engine: Engine, events: Iterator[StreamEvent], control: Control, subject: Subject, pace: float | None
+    ) -> Outcome:
+        """Show one reply and say why it ended, where that is not plain. Its error is left to the caller."""
+        outcome = play(events, self._view(engine, subject), control, pace=pace, load_s=engine.load_s)
+        if outcome.error is None:
+            self._say_ending(engine, outcome, subject.prompt)
+        if self.flags.verbose:
+            for line in notes.timing_lines(outcome.reply):
+                self.terminal.say(line, DIM)
+        return outcome
+
+    def _view(self, engine: Engine, subject: Subject) -> View:
+        shows_thinking = not engine.settings.hide_thinking
+        match self.form:
+            case "json":
+                return JsonView(self.terminal, subject)
+            case "jsonl":
+                return JsonLinesView(self.terminal, subject)
+        if not self.terminal.out_is_rich:
+            return PlainView(self.terminal, subject, shows_thinking=shows_thinking, is_quiet=self.flags.quiet)
+        from slm_local.cli.panels import PanelView
+
+        return PanelView(self.terminal, subject.model, shows_thinking=shows_thinking, is_quiet=self.flags.quiet)
+
+    def _say_ending(self, engine: Engine, outcome: Outcome, prompt: str) -> None:
+        if outcome.was_interrupted:
+            self.terminal.say("stopped", DIM)
+            return
+        ending = notes.ending(outcome.reply, engine.plan.context_tokens, engine.settings.max_tokens)
+        outgrown = notes.outgrown(engine.plan, outcome.reply)
+        if ending is not None:
+            self.terminal.say(ending[0], YELLOW)
+        if outgrown is not None:
+            self.terminal.say(outgrown, YELLOW)
+            for better in suggest(self.registry.models, probe(), 1):
+                self.terminal.hint(notes.better_line(better, prompt))
+        elif ending is not None:
+            self.terminal.hint(ending[1])
+
+    def _tell_start(self, text: str) -> None:
+        if self.terminal.err_is_rich:
+            self.terminal.status(text)
+        elif text.startswith("starting") and not self.flags.quiet:
+            self.terminal.say(text)
+
+
+def registry_here(terminal: Terminal) -> Registry:
+    """Read the registry and the user's own; say what was passed over in it. Errors: `ConfigError`."""
+    registry = load_registry(paths().config / "models.toml")
+    for warning in registry.warnings:
+        terminal.say(warning, YELLOW)
+    return registry
+
+
+def subject_of(engine: Engine, prompt: str) -> Subject:
+    """Return what a reply of this engine is about."""
+    return Subject(model=engine.spec.id, prompt=prompt, plan=engine.plan)

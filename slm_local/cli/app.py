@@ -1,0 +1,169 @@
+"""The command `slm`: finds the command that was meant, imports that one alone, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+
+import click
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from slm_local import __version__
+from slm_local.cli.render import Terminal, standard_terminal
+from slm_local.errors import SlmError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A command: where it lives, what it is called with, what it does."""
+
+    module: str
+    usage: str
+    summary: str
+
+
+COMMANDS = {
+    "run": _Entry("run", "MODEL [PROMPT]", "one answer; without a prompt, a chat"),
+    "chat": _Entry("chat", "[MODEL]", "a conversation"),
+    "ls": _Entry("ls", "", "the models that are here; --all: the registry, too"),
+    "show": _Entry("show", "MODEL", "what is known about a model"),
+    "plan": _Entry("plan", "MODEL", "every way to run it on this machine, with reasons"),
+}
+ALIASES = {"list": "ls"}
+
+EXAMPLES = """\
+  slm run tiny-reasoner "What is 47 + 38?"      watch it think, then answer
+  cat notes.txt | slm run MODEL "Sum up" > out  stdout is the answer and nothing else
+  slm chat MODEL                                a conversation; /? inside it
+"""
+
+
+class _Command(TyperCommand):
+    """A command whose help lists its flags in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the flags under the headings they were given."""
+        from slm_local.cli.options import GROUPS
+
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for each in self.get_params(ctx):
+            row = each.get_help_record(ctx) if isinstance(each, click.Option) else None
+            if row is not None:
+                groups.setdefault(getattr(each, "rich_help_panel", None) or "Options", []).append(row)
+        for heading in sorted(groups, key=lambda each: GROUPS.index(each) if each in GROUPS else len(GROUPS)):
+            with formatter.section(heading):
+                formatter.write_dl(groups[heading], col_max=34)
+
+
+class _Commands(TyperGroup):
+    """The commands by name; each is imported when it is the one that was typed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command and return it."""
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            return None
+        entry = COMMANDS[name]
+        command = import_module(f"slm_local.cli.{entry.module}").command
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(name, cls=_Command, options_metavar="[FLAGS]")(command)
+        return typer.main.get_command(single)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; `UsageError` names the nearest."""
+        if args and args[0] not in (*COMMANDS, *ALIASES):
+            close = get_close_matches(args[0], [*COMMANDS, *ALIASES], 1)
+            hint = f"slm {close[0]}" if close else f'slm run {args[0]} "..."   or   slm --help'
+            raise UsageError(f"there is no command {args[0]!r}", hint=hint)
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what slm is, three examples and the commands, without importing any."""
+        formatter.write(f"slm {__version__} · small language models that think, on this machine\n\n{EXAMPLES}\n")
+        with formatter.section("Commands"):
+            formatter.write_dl([(f"{name} {entry.usage}".strip(), entry.summary) for name, entry in COMMANDS.items()])
+        formatter.write("\nslm COMMAND --help lists its flags; slm --version says which slm this is.\n")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        click.echo(f"slm {__version__}")
+        raise typer.Exit
+
+
+application = typer.Typer(cls=_Commands, add_completion=False, rich_markup_mode=None, invoke_without_command=True)
+
+
+@application.callback()
+def _no_command(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True),
+) -> None:
+    """Show the help when no command is given."""
+    del version
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; errors are two lines on stderr."""
+    terminal = standard_terminal()
+    try:
+        return _invoke(list(sys.argv[1:] if arguments is None else arguments), terminal)
+    except SlmError as error:
+        _trace_if_asked()
+        terminal.error(error)
+        return error.exit_code
+    except BrokenPipeError:  # the reader at the other end has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception as error:
+        _trace_if_asked()
+        terminal.error(
+            SlmError(f"a bug of slm: {type(error).__name__}: {error}", hint="SLM_DEBUG=1 slm ... shows where")
+        )
+        return 1
+
+
+def _invoke(arguments: list[str], terminal: Terminal) -> int:
+    command = typer.main.get_command(application)
+    try:
+        with command.make_context("slm", arguments, obj=terminal) as context:
+            return int(command.invoke(context) or 0)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.UsageError as error:
+        _trace_if_asked()
+        raise _usage_error(error, arguments) from error
+
+
+def _usage_error(error: click.UsageError, arguments: list[str]) -> UsageError:
+    """Say a mistake that click found in our words, with what to type."""
+    name = error.ctx.command_path if error.ctx is not None else "slm"
+    hint = f"{name} --help"
+    if isinstance(error, click.NoSuchOption):
+        close = get_close_matches(error.option_name, error.possibilities or [], 1, 0.5)
+        hint = (
+            f"{name} {close[0]} ..." if close else f"{hint}   or, for words that begin with a dash: {name} MODEL -- ..."
+        )
+    return UsageError(error.format_message().rstrip("."), hint=hint)
+
+
+def _trace_if_asked() -> None:
+    if os.environ.get("SLM_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()

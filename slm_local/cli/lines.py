@@ -1,0 +1,88 @@
+"""Where the chat's lines come from: a person with history and editing, or a pipe with a prompt a line."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from slm_local.cli.render import DIM, Terminal
+from slm_local.paths import make_folder
+from slm_local.system import lock_down_file
+
+PROMPT, MORE = ">>> ", "... "
+MANY = '"""'
+
+HISTORY_LINES = 1000
+
+
+class Lines:
+    """Reads entries; a context manager that keeps the history of what was typed.
+
+    Editing and history come with the module readline, which Windows has not: there the console's own editing serves.
+    """
+
+    def __init__(self, terminal: Terminal, history: Path) -> None:
+        self._terminal = terminal
+        self._history = history
+        self._is_person = sys.stdin is not None and sys.stdin.isatty()
+        self._readline: Any = None
+
+    def __enter__(self) -> Lines:
+        if self._is_person:
+            with contextlib.suppress(ImportError):
+                self._readline = import_module("readline")
+        if self._readline is not None:
+            with contextlib.suppress(OSError, ValueError):  # none yet, or another library's
+                self._readline.read_history_file(self._history)
+            self._readline.set_history_length(HISTORY_LINES)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._readline is None:
+            return
+        try:
+            make_folder(self._history.parent)
+            self._readline.write_history_file(self._history)
+            lock_down_file(self._history)
+        except OSError as error:
+            self._terminal.say(f"the history of this chat was not kept: {error}", DIM)
+
+    def read(self) -> str | None:
+        """Return the next entry, several lines where they stand between triple quotes; None at the end.
+
+        `KeyboardInterrupt` when Ctrl-C was pressed at the prompt.
+        """
+        line = self._line(PROMPT)
+        if line is None or not line.lstrip().startswith(MANY):
+            return line
+        lines = [line.lstrip()[len(MANY) :]]
+        while not lines[-1].rstrip().endswith(MANY):
+            following = self._line(MORE)
+            if following is None:
+                self._terminal.say(f"the text has no {MANY} at its end and was not sent", DIM)
+                return None
+            lines.append(following)
+        lines[-1] = lines[-1].rstrip()[: -len(MANY)]
+        return "\n".join(lines).strip("\n")
+
+    def _line(self, prompt: str) -> str | None:
+        if not self._is_person:
+            return self._piped_line()
+        try:
+            if self._terminal.out_is_terminal:
+                return input(prompt)
+            self._terminal.talk(prompt)  # stdout is data
+            return input()
+        except EOFError:
+            self._terminal.talk("\n")
+            return None
+
+    def _piped_line(self) -> str | None:
+        data = sys.stdin.buffer.readline() if sys.stdin is not None else b""
+        text = data.decode("utf-8", "replace")
+        if text.encode() != data:
+            self._terminal.say("stdin holds bytes that are not UTF-8; they were replaced by U+FFFD", DIM)
+        return text.rstrip("\r\n") if data else None

@@ -1,0 +1,169 @@
+"""A reply on a terminal: thinking and answer, each under a titled rule, written into the scrollback as they come.
+
+What is complete (a wrapped line of thinking, a block of Markdown) is printed once and never touched again; only the
+unfinished rest and a status line are redrawn, in a region that always fits the screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live_render import LiveRender
+from rich.segment import Segment
+from rich.text import Text
+
+from slm_local.cli.blocks import Block, BlockSplitter
+from slm_local.cli.markdown import rendered, rendered_tail
+from slm_local.cli.render import Terminal, rule
+from slm_local.cli.stream import Outcome
+from slm_local.generation import AnswerDelta, Done, PromptProgress, Started, StreamEvent, ThinkDelta
+from slm_local.sanitize import Visible, one_line
+
+FRAME_S = 1 / 12
+"""Smooth to the eye, and cheap on a machine that is thinking."""
+
+MAX_TAIL_ROWS = 20
+"""Rows of an unfinished block that are redrawn; the whole block is printed when it is complete."""
+
+
+class PanelView:
+    """Shows one reply as two panels."""
+
+    frame_s = FRAME_S
+
+    def __init__(self, terminal: Terminal, model: str, *, shows_thinking: bool, is_quiet: bool = False) -> None:
+        self._terminal = terminal
+        self._model = one_line(model, 60)
+        self._shows_thinking = shows_thinking and not is_quiet
+        self._is_quiet = is_quiet
+        self._live = LiveRender(Group())
+        self._visible = Visible()
+        self._complete: list[RenderableType] = []
+        """What is complete and not printed yet."""
+        self._line = ""
+        """The unfinished line of thinking."""
+        self._blocks: BlockSplitter | None = None
+        """The answer's; None before it begins."""
+        self._has_block = False
+        self._is_changed = False
+        self._think_tokens = 0
+        self._think_begun_s: float | None = None
+        self._think_until_s = 0.0
+
+    def feed(self, event: StreamEvent, at_s: float) -> None:
+        """Take an event; nothing but the prompt's progress is shown before `draw`."""
+        match event:
+            case PromptProgress():
+                self._terminal.status(f"reading the prompt {100 * event.done_tokens // max(1, event.total_tokens)} %")
+            case ThinkDelta():
+                self._feed_thinking(event, at_s)
+            case AnswerDelta():
+                if self._blocks is None:
+                    self._begin_answer(at_s)
+                self._feed_answer(self._visible.feed(event.text))
+            case Started() | Done():
+                pass
+            case _:
+                assert_never(event)
+
+    def draw(self, now_s: float, *, is_stopping: bool) -> None:
+        """Print what is complete and redraw the rest."""
+        if self._blocks is not None:
+            if self._is_changed:
+                self._draw([Text()] * self._has_block + [rendered_tail(self._blocks)])
+        elif self._think_begun_s is not None and not self._is_quiet:
+            self._think_until_s = now_s
+            self._draw(self._thinking_tail("stopping…" if is_stopping else "Ctrl-C stops"))
+        self._is_changed = False
+
+    def close(self, outcome: Outcome) -> None:
+        """Print the rest and leave the cursor on a line of its own."""
+        if self._blocks is not None:
+            self._feed_answer(self._visible.flush())
+            self._add(self._blocks.flush())
+        elif self._think_begun_s is not None:
+            self._end_thinking()
+            if not self._is_quiet:
+                self._complete.append(Text(self._thought(), style="dim"))
+        self._draw([])
+
+    def _feed_thinking(self, event: ThinkDelta, at_s: float) -> None:
+        if self._think_begun_s is None:
+            self._think_begun_s = at_s
+            if self._shows_thinking:
+                self._complete.append(self._rule("thinking"))
+        self._think_until_s = at_s
+        self._think_tokens += event.tokens
+        if self._shows_thinking:
+            self._line += self._visible.feed(event.text)
+
+    def _thinking_tail(self, remark: str) -> list[RenderableType]:
+        """Move the lines of thinking that are complete to what is printed; return the rest and the status."""
+        *lines, rest = Text(self._line, style="dim", overflow="fold").wrap(
+            self._terminal.console, self._terminal.columns
+        ) or [Text()]
+        self._complete += lines
+        self._line = rest.plain
+        status = Text(f"thinking · {self._counts()} · {remark}", style="cyan", no_wrap=True, overflow="ellipsis")
+        return [rest, status] if rest.plain else [status]
+
+    def _end_thinking(self) -> None:
+        if self._shows_thinking:
+            self._line += self._visible.flush()
+            self._complete += [Text(line, style="dim", overflow="fold") for line in self._line.splitlines()]
+
+    def _begin_answer(self, at_s: float) -> None:
+        self._blocks = BlockSplitter()
+        remark = ""
+        if self._think_begun_s is not None:
+            self._think_until_s = at_s
+            self._end_thinking()
+            remark = self._thought()
+        if not self._is_quiet:
+            self._complete += [Text()] if self._shows_thinking and remark else []
+            self._complete.append(self._rule("answer", remark))
+
+    def _feed_answer(self, text: str) -> None:
+        assert self._blocks is not None
+        self._is_changed = self._is_changed or bool(text)
+        self._add(self._blocks.feed(text))
+
+    def _add(self, blocks: list[Block]) -> None:
+        for block in blocks:
+            self._complete += [Text(), rendered(block)] if self._has_block else [rendered(block)]
+            self._has_block = True
+
+    def _rule(self, title: str, remark: str = "") -> Text:
+        return Text(rule(f"{title} · {self._model}", self._terminal.columns, remark), style="cyan", no_wrap=True)
+
+    def _thought(self) -> str:
+        return "thought " + self._counts()
+
+    def _counts(self) -> str:
+        seconds = self._think_until_s - (self._think_begun_s or 0.0)
+        return f"{self._think_tokens:,} {'token' if self._think_tokens == 1 else 'tokens'} · {seconds:.1f} s"
+
+    def _draw(self, tail: Sequence[RenderableType]) -> None:
+        """Print what is complete above the live region, and `tail` (its last rows) as the region."""
+        with self._terminal.drawing() as console:
+            console.control(self._live.position_cursor())
+            for each in self._complete:  # a Text is a line or code that the terminal wraps, so that copies are whole
+                console.print(each, soft_wrap=isinstance(each, Text))
+            self._complete.clear()
+            rows = console.render_lines(Group(*tail), pad=False)[-min(MAX_TAIL_ROWS, console.height - 2) :]
+            self._live.set_renderable(_Rows(rows))
+            console.print(self._live, end="")
+
+
+class _Rows:
+    """Rows that are rendered already."""
+
+    def __init__(self, rows: list[list[Segment]]) -> None:
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for row in self._rows:
+            yield from row
+            yield Segment.line()

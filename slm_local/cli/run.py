@@ -1,0 +1,88 @@
+"""`slm run MODEL [PROMPT]`: one answer; without a prompt and with a person at stdin, a chat."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from slm_local.cli.answering import Form, Teller, registry_here, subject_of
+from slm_local.cli.options import SHOWN, Flags, takes
+from slm_local.cli.prompt import joined_prompt, split_model
+from slm_local.cli.render import Terminal
+from slm_local.cli.views import Subject, nothing_yet, reply_object
+from slm_local.errors import Interrupted, SlmError, UsageError
+from slm_local.generation import Control
+from slm_local.session import ChatSession
+
+
+@takes(Flags)
+def command(
+    context: typer.Context,
+    flags: Flags,
+    words: Annotated[list[str] | None, typer.Argument(metavar="MODEL [PROMPT]...", show_default=False)] = None,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object at the end", rich_help_panel=SHOWN)] = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="one JSON event a line", rich_help_panel=SHOWN)] = False,
+) -> int:
+    """Answer a prompt: all words behind the model, and what comes through a pipe.
+
+    MODEL is a name from `slm ls --all`, a path to a .gguf file or a name of your own; with SLM_MODEL set it may be
+    left out. Without a prompt, a chat begins.
+    """
+    terminal: Terminal = context.obj
+    if json and jsonl:
+        raise UsageError("--json and --jsonl can't be had together", hint="--jsonl")
+    form: Form = "json" if json else "jsonl" if jsonl else "text"
+    run = _Run(terminal, flags, form)
+    try:
+        return run.run(words or [])
+    except KeyboardInterrupt:
+        raise Interrupted("stopped before there was an answer") from None
+    except SlmError as error:
+        if form != "text" and not run.has_written:
+            values = reply_object(run.subject, nothing_yet(), error)
+            event = {"event": "error"} if form == "jsonl" else {}
+            terminal.json({**event, **values}, is_line=form == "jsonl")
+        raise
+
+
+class _Run:
+    """One run, as far as it has come: what a failure is about, and whether it was written already."""
+
+    def __init__(self, terminal: Terminal, flags: Flags, form: Form) -> None:
+        self._terminal, self._flags, self._form = terminal, flags, form
+        self.subject = Subject(model="", prompt="")
+        self.has_written = False
+
+    def run(self, words: list[str]) -> int:
+        """Do it and return the exit code. Errors: everything that can go wrong before the first event, and after."""
+        flags = self._flags
+        flags.tokens_per_s(None)
+        default = flags.settings().model
+        registry = registry_here(self._terminal)
+        reference, words = split_model(words, flags.model, default, registry)
+        self.subject = Subject(model=reference, prompt="")
+        registry.resolve(reference)
+        teller = Teller(terminal=self._terminal, flags=flags, registry=registry, form=self._form)
+        prompt = joined_prompt(self._terminal, words, flags.file or [])
+        return self._chat(teller, reference) if prompt is None else self._answer(teller, reference, prompt)
+
+    def _answer(self, teller: Teller, reference: str, prompt: str) -> int:
+        self.subject = Subject(model=reference, prompt=prompt)
+        with teller.open(reference) as engine:
+            self.subject = subject_of(engine, prompt)
+            control = Control()
+            events = ChatSession(engine).send(prompt, control)
+            pace = teller.pace(engine)
+            self.has_written = True
+            outcome = teller.show(engine, events, control, self.subject, pace)
+        if outcome.error is not None:
+            raise outcome.error
+        return 130 if outcome.was_interrupted else 0
+
+    def _chat(self, teller: Teller, reference: str) -> int:
+        if self._form != "text":
+            raise UsageError(f"--{self._form} needs a prompt", hint=f'slm run {reference} "..." --{self._form}')
+        from slm_local.cli.chat import chat
+
+        return chat(teller, reference)

@@ -1,0 +1,12 @@
+"""A bounded reader of GGUF headers: facts for fit and speed, faults named, before native code sees a file.
+
+It maps nothing, reads no weights and knows no runtime: `reader` bounds and places, `values` types, `checks` refuses,
+`facts` concludes, `cache` remembers.
+"""
+
+from __future__ import annotations
+
+from slm_local.gguf_header.cache import checked_header
+from slm_local.gguf_header.facts import GgufHeader, read_header
+
+__all__ = ["GgufHeader", "checked_header", "read_header"]

@@ -1,0 +1,186 @@
+"""What a GGUF file's header says of thinking, and which registry model the file is, if any."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slm_local.generation import Tags, ThinkControl
+from slm_local.model import ModelSpec, SamplingDefaults, Shape, Variant
+
+if TYPE_CHECKING:
+    from slm_local.gguf_header import GgufHeader
+
+ROUNDED_SIZE = 0.06
+"""How far a rounded size may be off: half of the last digit of "1.0 GiB", and a little."""
+
+QUANT_SUFFIX = re.compile(r"[-._](I?Q\d\w*|MXFP4\w*|NVFP4|B?F16|F32)$", re.IGNORECASE)
+
+CHANNELS = Tags(
+    open="<|channel|>analysis<|message|>",
+    close="<|end|>",
+    skip=("<|start|>assistant", "<|channel|>final<|message|>", "<|channel|>commentary<|message|>"),
+)
+"""The channels of gpt-oss: thinking ends with its message, the answer is a message of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagFamily:
+    """A way to mark thinking, and the string in a template that gives it away."""
+
+    tags: Tags
+    sign: str
+
+
+FAMILIES = (
+    TagFamily(tags=CHANNELS, sign="<|channel|>analysis"),
+    TagFamily(tags=Tags(open="<think>", close="</think>"), sign="</think>"),
+    TagFamily(tags=Tags(open="[THINK]", close="[/THINK]"), sign="[/THINK]"),
+    TagFamily(tags=Tags(open="<seed:think>", close="</seed:think>"), sign="</seed:think>"),
+    TagFamily(tags=Tags(open="<mm:think>", close="</mm:think>"), sign="</mm:think>"),
+    TagFamily(tags=Tags(open="<|START_THINKING|>", close="<|END_THINKING|>"), sign="<|END_THINKING|>"),
+    TagFamily(tags=Tags(open="◁think▷", close="◁/think▷"), sign="◁/think▷"),
+    TagFamily(tags=Tags(open="<|begin_of_thought|>", close="<|end_of_thought|>"), sign="<|end_of_thought|>"),
+    TagFamily(tags=Tags(open="<|channel>thought", close="<channel|>"), sign="<|channel>thought"),
+    TagFamily(tags=Tags(open="<thought>", close="</thought>"), sign="</thought>"),
+)
+"""In order; the first whose sign is in the template, else whose two marks are tokens. Source: chat templates that
+llama.cpp ships, and cards: gpt-oss, R1/Qwen3/SmolLM3/LFM2.5/..., Magistral/Ministral, Seed-OSS, MiniMax-M3, Command-A,
+Kimi-VL, Sky-T1/OpenThoughts, gemma-4, EXAONE-style <thought>."""
+
+
+def spec_for_file(
+    header: GgufHeader, models: Sequence[ModelSpec], *, sha256: str | None = None
+) -> tuple[ModelSpec, str]:
+    """Return the spec of a GGUF file, and a line that says how it came about.
+
+    A file that is a registry model (by digest, by file name and size, or by its header's name and shape) gets that
+    model's sampling, tags and think control; for any other they are derived from its template and vocabulary.
+    """
+    path = Path(header.path)
+    model, proof = _recognised(path, header, models, sha256)
+    variant = Variant(
+        kind="gguf",
+        quant=header.quant,
+        size_bytes=header.size_bytes,
+        decode_bytes=header.decode_bytes,
+        path=str(path),
+    )
+    if model is not None:
+        what = "sampling and thinking tags apply" if model.thinks else "sampling applies"
+        return _with_header(model, header, variant), f"{path.name} is {model.id} {proof}: its {what}"
+    tags, control, source = derived_thinking(header)
+    spec = ModelSpec(
+        id=path.stem,
+        name=header.name or path.stem,
+        licence=header.licence,
+        parameters=header.parameters,
+        active_parameters=header.active_parameters,
+        architecture=header.architecture,
+        shape=header.shape,
+        context_tokens=header.context_tokens,
+        sampling=header.sampling,
+        tags=tags,
+        think=control,
+        variants=(variant,),
+        origin="file",
+    )
+    return (
+        spec,
+        f"{path.name} is not in the registry: {_thinking_line(tags, control, source)}, {_sampling_line(header)}",
+    )
+
+
+def derived_thinking(header: GgufHeader) -> tuple[Tags | None, ThinkControl | None, str]:
+    """Derive tags and think control from a template and a vocabulary; the third says which of them told."""
+    template = header.chat_template or ""
+    found = next((family.tags for family in FAMILIES if family.sign in template), None)
+    source = "template"
+    if found is None:
+        marks = set(header.think_tokens)
+        found = next((each.tags for each in FAMILIES if {each.tags.open, each.tags.close} <= marks), None)
+        source = "vocabulary"
+    if found is None:
+        return None, None, ""
+    control = ThinkControl(
+        switch="enable_thinking" if re.search(r"\benable_thinking\b", template) else None,
+        off_word="/no_think" if "/no_think" in template else None,
+        off_block=found is not CHANNELS,
+    )
+    return found, control, source
+
+
+def _recognised(
+    path: Path, header: GgufHeader, models: Sequence[ModelSpec], sha256: str | None
+) -> tuple[ModelSpec | None, str]:
+    for model in models:
+        if sha256 is not None and any(variant.sha256 == sha256 for variant in model.variants):
+            return model, "by its digest"
+    for model in models:
+        if _shape_agrees(model, header) and any(_is_file(variant, path, header) for variant in model.variants):
+            return model, "by file name and size"
+    own_names = {_plain(header.name or ""), _plain(QUANT_SUFFIX.sub("", path.stem))}
+    for model in models:
+        if _shape_agrees(model, header) and _has_shape(model) and _names(model) & own_names:
+            return model, "by its header's name and shape"
+    return None, ""
+
+
+def _is_file(variant: Variant, path: Path, header: GgufHeader) -> bool:
+    if variant.file is None or Path(variant.file).name != path.name or variant.size_bytes is None:
+        return False
+    allowed = 0.0 if variant.size_is_exact else ROUNDED_SIZE
+    return abs(header.size_bytes - variant.size_bytes) <= allowed * variant.size_bytes
+
+
+def _names(model: ModelSpec) -> set[str]:
+    """Return the names that a file of the model may carry: its own, and those of its files without quantization."""
+    files = (Path(variant.file).stem for variant in model.variants if variant.file)
+    return {_plain(model.name), *(_plain(QUANT_SUFFIX.sub("", stem)) for stem in files)}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _has_shape(model: ModelSpec) -> bool:
+    return model.architecture is not None and model.shape.layers is not None
+
+
+def _shape_agrees(model: ModelSpec, header: GgufHeader) -> bool:
+    """Tell whether nothing that both know of architecture and dimensions differs."""
+    pairs = [(model.architecture, header.architecture)]
+    names = [field.name for field in fields(Shape) if field.name not in ("kv_layers", "tied")]
+    pairs += [(getattr(model.shape, name), getattr(header.shape, name)) for name in names]
+    return all(ours is None or theirs is None or ours == theirs for ours, theirs in pairs)
+
+
+def _with_header(model: ModelSpec, header: GgufHeader, variant: Variant) -> ModelSpec:
+    name = Path(header.path).name
+    matching = next((each for each in model.variants if each.file and Path(each.file).name == name), None)
+    if matching is not None:
+        variant = replace(variant, quant=matching.quant)
+    return replace(
+        model,
+        shape=header.shape,
+        parameters=model.parameters or header.parameters,
+        active_parameters=model.active_parameters or header.active_parameters,
+        context_tokens=model.context_tokens or header.context_tokens,
+        variants=(variant,),
+        origin="file",
+    )
+
+
+def _thinking_line(tags: Tags | None, control: ThinkControl | None, source: str) -> str:
+    if tags is None or control is None:
+        return "neither its template nor its vocabulary marks thinking"
+    switch = f", switched by {control.switch or control.off_word}" if control.switch or control.off_word else ""
+    return f"from its {source}, thinking is marked by {tags.open} and {tags.close}{switch}"
+
+
+def _sampling_line(header: GgufHeader) -> str:
+    is_given = header.sampling != SamplingDefaults()
+    return "sampling as the file advises" if is_given else "greedy, for nothing advises a sampling"

@@ -1,0 +1,114 @@
+"""Thinking switched on or off in the prompt, in the way that the model's template offers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from slm_local.errors import UsageError
+from slm_local.generation import Message, Prompt, PromptRun, Tags, ThinkControl, ThinkMode
+from slm_local.reasoning import think_state
+from slm_local.template.chat import ChatTemplate
+
+Runs = tuple[PromptRun, ...]
+
+
+def prompt_for(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    think: ThinkMode,
+    control: ThinkControl,
+    tags: Tags | None,
+    adds_bos: bool,
+) -> Prompt:
+    """Render a conversation with thinking as asked for; `think_state` is read off the result.
+
+    Errors: those of `ChatTemplate.render`; `UsageError` where this model's thinking can't be switched so.
+    """
+    if tags is None:
+        if think == "on":
+            raise UsageError("this model has no thinking to switch on", hint="leave it out: --think auto")
+        return _prompt(template.render(messages, adds_bos=adds_bos), tags)
+    match think:
+        case "off":
+            runs = _closed(template, messages, control, tags, adds_bos)
+        case "on":
+            runs = _opened(template.render(messages, adds_bos=adds_bos, variables=_switched(control, True)), tags)
+        case "auto":
+            runs = _as_left(template, messages, control, tags, adds_bos)
+    return _prompt(runs, tags)
+
+
+def _closed(
+    template: ChatTemplate, messages: Sequence[Message], control: ThinkControl, tags: Tags, adds_bos: bool
+) -> Runs:
+    """Switch thinking off: by variable, else by word; then close what the prompt still leaves open."""
+    if control.switch is None and control.off_word is None and not control.off_block:
+        raise UsageError("this model's thinking can't be switched off", hint="keep it short: --think low")
+    if control.switch is None and control.off_word is not None:
+        messages = _with_system_word(messages, control.off_word)
+    runs = template.render(messages, adds_bos=adds_bos, variables=_switched(control, False))
+    line = _line_break(tags)
+    match think_state(_tail(runs), tags):
+        case "open":
+            return _appended(runs, f"{'' if _tail(runs).endswith(line) else line}{line}{tags.close}{line}{line}")
+        case "unopened" if control.off_block:
+            return _appended(runs, f"{tags.open}{line}{line}{tags.close}{line}{line}")
+        case _:
+            return runs
+
+
+def _opened(runs: Runs, tags: Tags) -> Runs:
+    """Open thinking where the prompt leaves it unopened."""
+    match think_state(_tail(runs), tags):
+        case "open":
+            return runs
+        case "closed":
+            raise UsageError(
+                "the model's chat template closes thinking, whatever it is asked for",
+                hint="give another chat template: --template FILE",
+            )
+        case "unopened":
+            return _appended(runs, tags.open + _line_break(tags))
+
+
+def _as_left(
+    template: ChatTemplate, messages: Sequence[Message], control: ThinkControl, tags: Tags, adds_bos: bool
+) -> Runs:
+    """Leave thinking to the template, but for one that closes it only because its switch was not set."""
+    runs = template.render(messages, adds_bos=adds_bos)
+    state = think_state(_tail(runs), tags)
+    if state == "closed" and control.switch is not None:
+        # llama.cpp's copies of the templates of R1-Distill-Qwen-32B and QwQ do so; a reasoning model should think.
+        return template.render(messages, adds_bos=adds_bos, variables=_switched(control, True))
+    return _opened(runs, tags) if state == "unopened" and control.force_open else runs
+
+
+def _line_break(tags: Tags) -> str:
+    """Return what the tag's family writes after a tag: `<think>` stands on a line of its own, `[THINK]` does not."""
+    return "" if tags.open.endswith(("|>", "]")) else "\n"
+
+
+def _switched(control: ThinkControl, is_on: bool) -> dict[str, object]:
+    return {} if control.switch is None else {control.switch: is_on}
+
+
+def _with_system_word(messages: Sequence[Message], word: str) -> list[Message]:
+    if messages and messages[0].role == "system":
+        return [replace(messages[0], content=f"{messages[0].content}\n{word}"), *messages[1:]]
+    return [Message(role="system", content=word), *messages]
+
+
+def _tail(runs: Runs) -> str:
+    """Return the template's own text at the prompt's end; what a user wrote there says nothing."""
+    return runs[-1].text if runs and runs[-1].allows_control else ""
+
+
+def _appended(runs: Runs, text: str) -> Runs:
+    if runs and runs[-1].allows_control:
+        return (*runs[:-1], replace(runs[-1], text=runs[-1].text + text))
+    return (*runs, PromptRun(text=text, allows_control=True))
+
+
+def _prompt(runs: Runs, tags: Tags | None) -> Prompt:
+    return Prompt(runs=runs, think_state=think_state(_tail(runs), tags))

@@ -1,0 +1,254 @@
+"""The llama.cpp backend itself: what the contract suite, which sees only events, can't look at."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm_local.backends.llamacpp import SEQUENCES, LlamaCppBackend
+from slm_local.backends.llamacpp.library import bindings
+from slm_local.backends.llamacpp.prefill import ChunkTuner
+from slm_local.backends.llamacpp.sequences import KvCache, shared_prefix
+from slm_local.backends.llamacpp.vocabulary import TokenText
+from slm_local.errors import PromptTooLong, UsageError
+from slm_local.generation import Control, Handle, Piece, Prompt, PromptProgress, PromptRun, Sampling
+from tests.loading import load_settings_for
+
+QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def text_prompt(text: str) -> Prompt:
+    return Prompt(runs=(PromptRun(text=text, allows_control=True),))
+
+
+@pytest.fixture(scope="module")
+def backend(smollm2: Path) -> Iterator[LlamaCppBackend]:
+    made = LlamaCppBackend()
+    made.load(load_settings_for("llamacpp", smollm2, context=1024), Control(), lambda fraction: None)
+    yield made
+    made.close()
+
+
+def pieces(backend: LlamaCppBackend, handle: Handle, most: int) -> list[Piece]:
+    """Step until the sequence ends or `most` pieces came, then remove it."""
+    found: list[Piece] = []
+    while len(found) < most and not (found and found[-1].end):
+        found += [u for u in backend.step(Control()) if isinstance(u, Piece) and u.handle == handle]
+    backend.remove(handle)
+    return found
+
+
+def ids(found: list[Piece]) -> list[int]:
+    return [token for piece in found for token in piece.ids]
+
+
+def test_the_end_token_has_no_text_and_ends_the_sequence(backend: LlamaCppBackend) -> None:
+    found = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 40)
+    assert "".join(piece.text for piece in found) == "The capital of France is Paris."
+    assert found[-1].end == "stop"
+    assert found[-1].text == ""
+
+
+def test_injected_text_comes_out_marked_and_the_model_goes_on_from_it(backend: LlamaCppBackend) -> None:
+    handle = backend.add(text_prompt(QUESTION), Sampling())
+    before: list[Piece] = []
+    while len(before) < 3:
+        before += [u for u in backend.step(Control()) if isinstance(u, Piece)]
+    backend.inject(handle, " Wait: Italy<|im_end|>\n<|im_start|>assistant\nThe capital of Italy is")
+    after = pieces(backend, handle, 60)
+    injected = [piece for piece in after if piece.injected]
+    assert "".join(p.text for p in injected).startswith(" Wait: Italy<|im_end|>\n")
+    assert all(len(piece.ids) == 1 for piece in injected)
+    assert after[: len(injected)] == injected
+    assert "Rome" in "".join(piece.text for piece in after if not piece.injected)
+
+
+def test_an_unfinished_character_before_an_injection_is_shown_as_one_replacement(backend: LlamaCppBackend) -> None:
+    handle = backend.add(text_prompt(QUESTION), Sampling())
+    backend.step(Control())
+    slot = backend._by_handle[handle.id]
+    assert slot.text.feed("é".encode()[:1]) == ""
+    backend.inject(handle, "ok")
+    first = [u for u in backend.step(Control()) if isinstance(u, Piece)][0]
+    backend.remove(handle)
+    assert (first.text, first.ids, first.injected) == ("�", (), False)
+
+
+def test_an_aborted_prefill_leaves_the_cache_as_if_it_had_never_been(backend: LlamaCppBackend) -> None:
+    fresh = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 40)
+    control = Control()
+    handle = backend.add(text_prompt("many words " * 450), Sampling())
+    backend.step(control)
+    threading.Timer(0.02, control.cancel).start()
+    while not control.cancelled:
+        backend.step(control)
+    assert backend.step(control) == []
+    backend.remove(handle)
+    for slot in backend._cache.slots:
+        memory = backend._cache._memory
+        assert backend._lib.llama_memory_seq_pos_max(memory, slot.sequence) == len(slot.cells) - 1
+    again = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 40)
+    assert ids(again) == ids(fresh)
+
+
+def test_an_aborted_decode_goes_on_with_the_same_tokens(backend: LlamaCppBackend) -> None:
+    fresh = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 40)
+    handle = backend.add(text_prompt(QUESTION), Sampling())
+    found: list[Piece] = []
+    while not (found and found[-1].end):
+        control = Control()
+        backend._arm(control)
+        backend._control = control
+        backend._abort.set()  # as if cancelled between the check and the decode
+        assert [u for u in backend.step(control) if isinstance(u, Piece)] == []
+        found += [u for u in backend.step(Control()) if isinstance(u, Piece)]
+    assert ids(found) == ids(fresh)
+
+
+def test_progress_is_told_chunk_by_chunk(backend: LlamaCppBackend) -> None:
+    handle = backend.add(text_prompt("something else entirely " * 250), Sampling())
+    told: list[PromptProgress] = []
+    while not told or told[-1].done_tokens < told[-1].total_tokens:
+        told += [u for u in backend.step(Control()) if isinstance(u, PromptProgress)]
+    backend.remove(handle)
+    assert len(told) > 1
+    assert [t.done_tokens for t in told] == sorted(t.done_tokens for t in told)
+    assert told[-1].done_tokens == handle.prompt_tokens
+
+
+def test_a_full_context_ends_the_sequence_and_says_so(backend: LlamaCppBackend) -> None:
+    handle = backend.add(text_prompt("a b c d " * 253), Sampling(temperature=1.0, seed=1))
+    assert handle.prompt_tokens is not None
+    found = pieces(backend, handle, 2000)
+    if found[-1].end == "context":
+        assert handle.prompt_tokens + len(ids(found)) == 1024 + 1  # the last token needs no cell
+    else:
+        pytest.fail("the model ended by itself: choose another seed")
+
+
+def test_a_prompt_that_fills_the_context_is_refused(backend: LlamaCppBackend) -> None:
+    with pytest.raises(PromptTooLong, match="1,024"):
+        backend.add(text_prompt("word " * 2000), Sampling())
+
+
+def test_a_token_id_outside_the_vocabulary_is_refused(backend: LlamaCppBackend) -> None:
+    with pytest.raises(UsageError, match="49152"):
+        backend.add(Prompt(ids=(1, 49152)), Sampling())
+
+
+def test_a_seed_gives_the_same_tokens_whatever_runs_beside_it(backend: LlamaCppBackend) -> None:
+    sampling = Sampling(temperature=1.0, top_p=0.95, seed=7)
+    prompt = text_prompt("<|im_start|>user\nTell me a story.<|im_end|>\n<|im_start|>assistant\n")
+    alone = ids(pieces(backend, backend.add(prompt, sampling), 24))
+    again = ids(pieces(backend, backend.add(prompt, sampling), 24))
+    other = ids(pieces(backend, backend.add(prompt, Sampling(temperature=1.0, top_p=0.95, seed=8)), 24))
+    assert alone == again
+    assert alone != other
+
+
+def test_more_sequences_than_cells_end_by_making_room(backend: LlamaCppBackend) -> None:
+    handles = [backend.add(text_prompt(f"story number {n}: " * 60), Sampling()) for n in range(3)]
+    ended: dict[int, str | None] = {}
+    for _ in range(1200):
+        for update in backend.step(Control()):
+            if isinstance(update, Piece) and update.end:
+                ended[update.handle.id] = update.end
+        if len(ended) == len(handles):
+            break
+    for handle in handles:
+        backend.remove(handle)
+    assert ended
+    assert sum(len(slot.cells) for slot in backend._cache.slots) <= 1024
+    assert pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 40)[-1].end == "stop"
+
+
+def test_every_token_of_the_vocabulary_keeps_its_text(backend: LlamaCppBackend) -> None:
+    words, lib = backend._vocabulary, backend._lib
+    buffer = ctypes.create_string_buffer(1024)
+    long_ones = 0
+    for token in range(words.size):
+        one = (lib.llama_token * 1)(token)
+        count = lib.llama_detokenize(words._vocab, one, 1, buffer, 1024, False, True)
+        assert words.piece(token) == buffer.raw[:count], token
+        long_ones += count > 32
+    assert long_ones == 47  # what a 32-byte buffer would have dropped
+
+
+def test_bytes_of_a_character_wait_for_their_rest_and_broken_ones_become_replacements() -> None:
+    text = TokenText()
+    data = "añ日😀".encode()
+    assert "".join(text.feed(data[i : i + 1]) for i in range(len(data))) == "añ日😀"
+    assert text.feed(b"\xff") + text.feed(b"a") == "�a"
+    assert text.feed("日".encode()[:2]) == ""
+    assert text.flush() == "�"
+    assert text.flush() == ""
+
+
+def test_the_shared_prefix_is_exact_at_any_length() -> None:
+    base = list(range(700))
+    for at in (0, 1, 255, 256, 257, 511, 512, 699):
+        other = [*base[:at], -1, *base[at + 1 :]]
+        assert shared_prefix(base, other) == at
+    assert shared_prefix(base, base[:300]) == 300
+    assert shared_prefix([], base) == 0
+
+
+def test_the_chunk_is_the_smallest_that_keeps_the_speed() -> None:
+    tuner = ChunkTuner(512)
+    tuner.record(512, 9.0)  # the first one touches the weights and does not count
+    for size, tps in ((512, 100.0), (256, 99.0), (128, 98.5), (64, 80.0)):
+        assert tuner.size == size
+        tuner.record(size, size / tps)
+    assert tuner.size == 128
+
+
+class FakeMemory:
+    """A KV cache that refuses partial removals, or forgets early positions, as some models' do."""
+
+    def __init__(self, *, refuses: bool = False, smallest: int = 0) -> None:
+        self.refuses, self.smallest = refuses, smallest
+        self.removed: list[tuple[int, int]] = []
+
+    def llama_get_memory(self, context: Any) -> None:
+        return None
+
+    def llama_memory_seq_rm(self, memory: Any, sequence: int, start: int, end: int) -> bool:
+        self.removed.append((sequence, start))
+        self.largest = start - 1
+        return start < 0 or not self.refuses
+
+    def llama_memory_seq_pos_min(self, memory: Any, sequence: int) -> int:
+        return self.smallest
+
+    def llama_memory_seq_pos_max(self, memory: Any, sequence: int) -> int:
+        return self.largest
+
+
+@pytest.mark.parametrize(
+    ("memory", "window", "kept"),
+    [
+        (FakeMemory(), 0, 6),
+        (FakeMemory(refuses=True), 0, 0),
+        (FakeMemory(smallest=5), 4, 0),
+        (FakeMemory(smallest=2), 4, 6),
+    ],
+    ids=["keeps", "refuses a partial removal", "window has moved on", "window still reaches"],
+)
+def test_reuse_is_what_the_cache_says_it_still_holds(memory: FakeMemory, window: int, kept: int) -> None:
+    cache = KvCache(memory, None, tokens=100, sequences=2, window=window)
+    slot = cache.slots[0]
+    slot.cells = list(range(10))
+    assert cache.cut(slot, 6) == kept
+    assert slot.cells == list(range(kept))
+    assert (0, -1) in memory.removed or kept == 6
+
+
+def test_the_library_is_loaded_without_its_package_init() -> None:
+    lib = bindings()
+    assert lib.__name__ == "llama_cpp.llama_cpp"
+    assert SEQUENCES <= 256

@@ -1,0 +1,272 @@
+"""The child process: how it is spoken to, how its death is seen, how it never outlives its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from slm_local import worker as worker_module
+from slm_local.errors import FailureRecord, SlmError, WorkerCrashed
+from slm_local.generation import (
+    AnswerDelta,
+    Control,
+    Done,
+    GenerationRequest,
+    LoadSettings,
+    Message,
+    ModelFacts,
+    Sampling,
+    StreamEvent,
+    Tags,
+)
+from slm_local.worker import Worker
+from slm_local.worker.wire import from_line, to_line
+from tests.conftest import ScriptWriter
+from tests.contract.runners import ask
+from tests.loading import load_settings_for
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
+
+
+def wait_until(is_so: Callable[[], bool], *, within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[[Path], Worker]]:
+    made: list[Worker] = []
+
+    def open_script(path: Path) -> Worker:
+        made.append(Worker(tmp_path))
+        made[-1].load(load_settings_for("scripted", path), Control(), lambda waited, fraction: None)
+        return made[-1]
+
+    yield open_script
+    for each in made:
+        each.close()
+
+
+def collect(stream: Iterator[StreamEvent], into: list[StreamEvent]) -> None:
+    for event in stream:
+        into.append(event)
+
+
+def text_of(events: list[StreamEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, AnswerDelta))
+
+
+@posix_only
+def test_a_child_that_dies_while_it_streams_leaves_what_it_said_and_a_cause(
+    opened: Callable[[Path], Worker], script: ScriptWriter
+) -> None:
+    worker = opened(script({"text": "half a"}, {"text": " sentence", "delay": 0.05}, {"delay": 0.05, "fault": "segv"}))
+    events: list[StreamEvent] = []
+    with pytest.raises(WorkerCrashed, match="SIGSEGV") as caught:
+        collect(worker.stream(ask("go"), Control()), events)
+    assert text_of(events) == "half a sentence"
+    assert caught.value.exit_code == 8
+    assert caught.value.hint is not None
+    assert str(worker.log_path) in caught.value.hint
+    assert worker.log_path.exists()
+
+
+@posix_only
+def test_a_child_killed_from_outside_is_seen(opened: Callable[[Path], Worker], script: ScriptWriter) -> None:
+    worker = opened(script({"text": "on and "}, {"text": "on", "delay": 60.0}))
+    stream = worker.stream(ask("go"), Control())
+    while not isinstance(next(stream), AnswerDelta):
+        pass
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(WorkerCrashed, match="out of memory"):
+        next(stream)
+    assert not worker.is_alive
+
+
+def test_a_child_that_leaves_by_itself_is_seen(opened: Callable[[Path], Worker], script: ScriptWriter) -> None:
+    worker = opened(script({"fault": "exit"}))
+    with pytest.raises(WorkerCrashed, match="exited with status 3"):
+        list(worker.stream(ask("go"), Control()))
+
+
+def test_a_child_that_does_not_answer_a_cancel_is_ended(
+    opened: Callable[[Path], Worker], script: ScriptWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "KILL_GRACE_S", 0.2)
+    worker = opened(script({"text": "some"}, {"fault": "hang"}))
+    control = Control()
+    events: list[StreamEvent] = []
+    stream = worker.stream(ask("go"), control)
+    with pytest.raises(WorkerCrashed, match="did not stop when asked"):
+        for event in stream:
+            events.append(event)
+            if isinstance(event, AnswerDelta):
+                control.cancel()
+    assert text_of(events) == "some"
+    assert not psutil.pid_exists(worker.pid) or not worker.is_alive
+
+
+def test_a_bug_in_the_child_fails_the_request_and_not_the_child(
+    opened: Callable[[Path], Worker], script: ScriptWriter
+) -> None:
+    worker = opened(script({"text": "a"}, {"fault": "raise"}, {"end": "stop"}, {"text": "b"}, {"end": "stop"}))
+    with pytest.raises(SlmError, match="a bug of slm in the engine process: RuntimeError"):
+        list(worker.stream(ask("go"), Control()))
+    assert worker.is_alive
+    events = list(worker.stream(ask("again"), Control()))
+    assert text_of(events) == "b"
+    assert "Traceback" in worker.log_path.read_text()
+
+
+def test_a_consumer_that_walks_away_leaves_a_child_that_still_answers(
+    opened: Callable[[Path], Worker], script: ScriptWriter
+) -> None:
+    worker = opened(
+        script(
+            *({"text": "first"}, {"text": "never heard", "delay": 60.0}, {"end": "stop"}),
+            *({"text": "second"}, {"end": "stop"}),
+        )
+    )
+    stream = worker.stream(ask("go"), Control())
+    while not isinstance(next(stream), AnswerDelta):
+        pass
+    stream.close()  # type: ignore[attr-defined]
+    assert text_of(list(worker.stream(ask("again"), Control()))) == "second"
+
+
+@posix_only
+def test_the_child_ends_when_its_parent_is_killed(script: ScriptWriter, tmp_path: Path) -> None:
+    path = script({"text": "on and "}, {"text": "on", "delay": 600.0})
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from slm_local.generation import Control\n"
+        "from slm_local.worker import Worker\n"
+        "from tests.contract.runners import ask\n"
+        "from tests.loading import load_settings_for\n"
+        "worker = Worker(Path(sys.argv[2]))\n"
+        "worker.load(load_settings_for('scripted', Path(sys.argv[1])), Control(), lambda waited, fraction: None)\n"
+        "for event in worker.stream(ask('go'), Control()):\n"
+        "    print(worker.pid, flush=True)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(path), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert psutil.pid_exists(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_until(lambda: not psutil.pid_exists(child))
+
+
+def test_the_child_gets_no_secrets_and_a_process_group_of_its_own(
+    opened: Callable[[Path], Worker], script: ScriptWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    worker = opened(script({"end": "stop"}))
+    environment = psutil.Process(worker.pid).environ()
+    assert "hf_planted" not in environment.values()
+    assert environment["GGML_NO_BACKTRACE"] == "1"
+    if sys.platform != "win32":
+        assert os.getpgid(worker.pid) == worker.pid
+
+
+@posix_only
+def test_what_native_code_prints_goes_to_the_log_and_the_log_is_bounded(tmp_path: Path) -> None:
+    log = tmp_path / "child.log"
+    program = (
+        "import os, sys\n"
+        "from slm_local.worker.__main__ import LOG_LIMIT_BYTES, bound_log, redirect_output\n"
+        "pipe = redirect_output(sys.argv[1])\n"
+        "os.write(1, b'x' * (LOG_LIMIT_BYTES + 1)); os.write(2, b'native words')\n"
+        "size = os.fstat(2).st_size\n"
+        "bound_log()\n"
+        "os.write(pipe, b'%d %d' % (size > LOG_LIMIT_BYTES, os.fstat(2).st_size))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(log)], capture_output=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    grown, size = (int(word) for word in done.stdout.split())
+    assert grown == 1
+    assert size < 100
+    assert b"log emptied" in log.read_bytes()
+    assert done.stderr == b""
+
+
+def test_old_logs_are_cleared_away(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"worker-2026-{number:02d}.log").write_text("old")
+    Worker(tmp_path).close()
+    assert len(list(tmp_path.glob("worker-*.log"))) == worker_module.KEPT_LOGS
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        GenerationRequest(messages=(Message(role="user", content="a\n\u2028😀"),), sampling=Sampling(seed=3), stop=("x",)),
+        GenerationRequest(prompt_ids=(1, 2, 3)),
+        LoadSettings(
+            backend="llamacpp", model_path="m", context_tokens=1, threads=1, tags=Tags(open="a", close="b", skip=("c",))
+        ),
+        FailureRecord(type="UsageError", message="m", hint=None, exit_code=2),
+        ModelFacts(
+            architecture="llama",
+            name="n",
+            context_tokens=1,
+            trained_context_tokens=2,
+            vocabulary_size=3,
+            chat_template=None,
+            bos_text="",
+            eos_text="",
+            adds_bos=True,
+            control_texts=("<a>",),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_cross_the_pipe_unchanged(value: object) -> None:
+    line = to_line({"op": "x", "value": value})
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert from_line(line) == {"op": "x", "value": value}
+
+
+@pytest.mark.parametrize("line", [b"[]\n", b"{\n", b'{"value":{"_":"Popen"}}\n', b"1\n"])
+def test_a_line_that_is_no_message_is_refused(line: bytes) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        from_line(line)
+
+
+def test_the_parent_never_imports_a_runtime(script: ScriptWriter, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from slm_local import open_model\n"
+        "with open_model('scripted:' + sys.argv[1]) as engine:\n"
+        "    answer = engine.reply('go').answer\n"
+        "print(answer, [name for name in ('llama_cpp', 'openvino', 'numpy', 'jinja2') if name in sys.modules])\n"
+    )
+    path = script({"text": "said"}, {"end": "stop"})
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "SLM_SCRIPTED": "1", "SLM_HOME": str(tmp_path)},
+    )
+    assert done.stdout.strip() == "said []"
