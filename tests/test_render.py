@@ -380,7 +380,6 @@ def until_cancelled(control: Control, *, ends: bool = True) -> Iterator[StreamEv
     if not ends:
         threading.Event().wait(30)
     yield Done(reply=replace(reply("", "half"), finish="cancelled"))
-    )
 
 
 def test_a_stream_is_shown_in_order_and_comes_to_its_reply() -> None:

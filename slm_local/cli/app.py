@@ -152,14 +152,15 @@ def _invoke(arguments: list[str], terminal: Terminal) -> int:
 
 def _usage_error(error: click.UsageError, arguments: list[str]) -> UsageError:
     """Say a mistake that click found in our words, with what to type."""
-    name = error.ctx.command_path if error.ctx is not None else "slm"
-    hint = f"{name} --help"
-    if isinstance(error, click.NoSuchOption):
-        close = get_close_matches(error.option_name, error.possibilities or [], 1, 0.5)
-        hint = (
-            f"{name} {close[0]} ..." if close else f"{hint}   or, for words that begin with a dash: {name} MODEL -- ..."
-        )
-    return UsageError(error.format_message().rstrip("."), hint=hint)
+    name = ALIASES.get(arguments[0], arguments[0]) if arguments else ""
+    command = f"slm {name}" if name in COMMANDS else "slm"
+    if not isinstance(error, click.NoSuchOption):
+        return UsageError(error.format_message().rstrip("."), hint=f"{command} --help")
+    close = get_close_matches(error.option_name, error.possibilities or [], 1)
+    hint = f"{command} {close[0]}" if close else f"{command} --help"
+    if name == "run" and not close:
+        hint += '   or, for a prompt that begins with a dash: slm run MODEL -- "-5 + 3"'
+    return UsageError(f"there is no flag {error.option_name}", hint=hint)
 
 
 def _trace_if_asked() -> None:

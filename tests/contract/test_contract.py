@@ -22,7 +22,7 @@ from tests.conftest import ScriptWriter
 from tests.contract.runners import Heard, InProcess, InWorker, Runner, ask, hear
 from tests.loading import THINK_TAGS, load_settings_for
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of France? Answer in one sentence."
 WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
 LONG_ANSWER = "Write a long story about a lighthouse keeper."
 
