@@ -25,7 +25,6 @@ from slm_local.generation import (
     Piece,
     Prompt,
     PromptProgress,
-    Sampling,
     Started,
     StreamEvent,
     Tags,
@@ -79,7 +78,10 @@ class Driver:
         return bool(self._turns or self._waiting)
 
     def start(self, request_id: int, request: GenerationRequest) -> list[tuple[int, DriverEvent]]:
-        """Begin a request, or queue it until a place is free; ids count upwards. Errors: `PromptTooLong`, `UsageError`, `ModelBroken`."""
+        """Begin a request, or queue it until a place is free; ids count upwards.
+
+        Errors: `PromptTooLong`, `UsageError`, `ModelBroken`.
+        """
         prompt = self._prompt(request)
         events = self._end_cancelled()
         self._newest_id = request_id

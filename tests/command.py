@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from slm_local.cli.app import main
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "'click", DeprecationWarning)  # typer 0.25 imports names that click 8.5 retires
+    from slm_local.cli.app import main
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 

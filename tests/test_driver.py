@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +28,7 @@ def through(stops: tuple[str, ...], chunks: list[str]) -> tuple[str, bool]:
 )
 def test_a_text_ends_at_the_first_stop_string_whatever_its_chunks(text: str, stops: list[str], cuts: list[int]) -> None:
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    chunks = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    chunks = [text[a:b] for a, b in pairwise(edges)]
     # the stop that is complete first ends the text, as a reader of single characters would see it
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
     first_end = min((end for end, _ in ends), default=None)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from slm_local.backends.base import shared_prefix
 from slm_local.backends.llamacpp import SEQUENCES, LlamaCppBackend
 from slm_local.backends.llamacpp.library import bindings
 from slm_local.backends.llamacpp.prefill import ChunkTuner
-from slm_local.backends.llamacpp.sequences import KvCache, shared_prefix
+from slm_local.backends.llamacpp.sequences import KvCache
 from slm_local.backends.llamacpp.vocabulary import TokenText
 from slm_local.errors import PromptTooLong, UsageError
 from slm_local.generation import Control, Handle, Piece, Prompt, PromptProgress, PromptRun, Sampling
@@ -74,7 +75,7 @@ def test_an_unfinished_character_before_an_injection_is_shown_as_one_replacement
     slot = backend._by_handle[handle.id]
     assert slot.text.feed("é".encode()[:1]) == ""
     backend.inject(handle, "ok")
-    first = [u for u in backend.step(Control()) if isinstance(u, Piece)][0]
+    first = next(u for u in backend.step(Control()) if isinstance(u, Piece))
     backend.remove(handle)
     assert (first.text, first.ids, first.injected) == ("�", (), False)
 
@@ -98,7 +99,7 @@ def test_an_aborted_prefill_leaves_the_cache_as_if_it_had_never_been(backend: Ll
 
 def test_an_aborted_decode_goes_on_with_the_same_tokens(backend: LlamaCppBackend) -> None:
     fresh = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 40)
-    handle = backend.add(text_prompt(QUESTION), Sampling())
+    backend.add(text_prompt(QUESTION), Sampling())
     found: list[Piece] = []
     while not (found and found[-1].end):
         control = Control()

@@ -53,9 +53,7 @@ def shapes() -> list[tuple[str, list[float]]]:
 def test_truncating_first_does_not_change_what_top_p_keeps(name: str, logits: list[float], top_p: float) -> None:
     lib = bindings()
     plain = kept([lib.llama_sampler_init_top_p(top_p, 1)], logits)
-    truncated = kept(
-        [lib.llama_sampler_init_min_p(TRUNCATE_BELOW, 1), lib.llama_sampler_init_top_p(top_p, 1)], logits
-    )
+    truncated = kept([lib.llama_sampler_init_min_p(TRUNCATE_BELOW, 1), lib.llama_sampler_init_top_p(top_p, 1)], logits)
     assert truncated == plain
     assert plain
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,6 @@ from slm_local.errors import FailureRecord, SlmError, WorkerCrashed
 from slm_local.generation import (
     AnswerDelta,
     Control,
-    Done,
     GenerationRequest,
     LoadSettings,
     Message,
@@ -106,12 +106,9 @@ def test_a_child_that_does_not_answer_a_cancel_is_ended(
     worker = opened(script({"text": "some"}, {"fault": "hang"}))
     control = Control()
     events: list[StreamEvent] = []
-    stream = worker.stream(ask("go"), control)
+    threading.Thread(target=lambda: (wait_until(lambda: bool(text_of(events))), control.cancel())).start()
     with pytest.raises(WorkerCrashed, match="did not stop when asked"):
-        for event in stream:
-            events.append(event)
-            if isinstance(event, AnswerDelta):
-                control.cancel()
+        collect(worker.stream(ask("go"), control), events)
     assert text_of(events) == "some"
     assert not psutil.pid_exists(worker.pid) or not worker.is_alive
 
@@ -218,7 +215,9 @@ def test_old_logs_are_cleared_away(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        GenerationRequest(messages=(Message(role="user", content="a\n\u2028😀"),), sampling=Sampling(seed=3), stop=("x",)),
+        GenerationRequest(
+            messages=(Message(role="user", content="a\n\u2028😀"),), sampling=Sampling(seed=3), stop=("x",)
+        ),
         GenerationRequest(prompt_ids=(1, 2, 3)),
         LoadSettings(
             backend="llamacpp", model_path="m", context_tokens=1, threads=1, tags=Tags(open="a", close="b", skip=("c",))

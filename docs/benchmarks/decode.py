@@ -30,7 +30,15 @@ from slm_local.backends.llamacpp import LlamaCppBackend
 from slm_local.config import SamplingOverrides, Settings
 from slm_local.driver import Driver
 from slm_local.engine import Engine, open_model
-from slm_local.generation import Control, Done, GenerationRequest, LoadSettings, PromptProgress, Sampling
+from slm_local.generation import (
+    Control,
+    Done,
+    GenerationRequest,
+    LoadSettings,
+    Message,
+    PromptProgress,
+    Sampling,
+)
 from slm_local.worker.wire import to_line
 
 PROMPT = "Write a long story about a lighthouse keeper who finds a message in a bottle. Do not stop early."
@@ -83,9 +91,6 @@ def overhead_us(model: str, threads: int, marks: tuple[int, ...]) -> dict[int, f
     driver = Driver(backend)
     driver.load(_load(model, threads, max(marks) + 512), Control(), lambda fraction: None)
     backend._vocabulary.is_end = lambda token: False  # type: ignore[method-assign]
-    request = Engine.request  # noqa: F841  (the engine's defaults are not wanted here)
-    from slm_local.generation import Message
-
     driver.start(1, GenerationRequest(messages=(Message(role="user", content=PROMPT),), max_tokens=max(marks) + 100))
     spent: list[float] = []
     while driver.is_busy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from slm_local.errors import PromptTooLong
@@ -66,3 +66,14 @@ def prompt_too_long(prompt_tokens: int, context_tokens: int) -> PromptTooLong:
         f"the prompt has {prompt_tokens:,} tokens and the context holds {context_tokens:,}",
         hint=f"shorten the prompt, or open a longer context where the model has one: --ctx {prompt_tokens + 1024}",
     )
+
+
+def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many leading items two sequences share; blockwise, so that equal stretches cost one comparison."""
+    end = min(len(left), len(right))
+    at, block = 0, 256
+    while at < end and left[at : at + block] == right[at : at + block]:
+        at += block
+    while at < end and left[at] == right[at]:
+        at += 1
+    return min(at, end)

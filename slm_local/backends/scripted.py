@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slm_local.backends.base import prompt_too_long
+from slm_local.backends.base import prompt_too_long, shared_prefix
 from slm_local.errors import ModelBroken
 from slm_local.generation import (
     Control,
@@ -91,7 +91,7 @@ class ScriptedBackend:
         data = bytes(i % 256 for i in prompt.ids) if prompt.ids else "".join(r.text for r in prompt.runs).encode()
         if len(data) >= self._context_tokens:
             raise prompt_too_long(len(data), self._context_tokens)
-        cached = len(os.path.commonprefix([data[:-1], self._last_prompt]))
+        cached = shared_prefix(data[:-1], self._last_prompt)
         if self._next >= len(self._steps):
             self._next = 0
         self._handles += 1
@@ -155,9 +155,7 @@ class ScriptedBackend:
         self._next += 1
         if row.get("fault"):
             _fail(str(row["fault"]), control)
-        return Piece(
-            handle=live.handle, text=row.get("text", ""), ids=tuple(row.get("ids", (0,))), end=row.get("end")
-        )
+        return Piece(handle=live.handle, text=row.get("text", ""), ids=tuple(row.get("ids", (0,))), end=row.get("end"))
 
 
 def _wait(seconds: float, control: Control) -> bool:

@@ -57,6 +57,7 @@ class _Run:
     def run(self, words: list[str]) -> int:
         """Do it and return the exit code. Errors: everything that can go wrong before the first event, and after."""
         flags = self._flags
+        self.subject = Subject(model=flags.model or (words[0] if words else ""), prompt="")
         flags.tokens_per_s(None)
         default = flags.settings().model
         registry = registry_here(self._terminal)

@@ -21,8 +21,6 @@ from slm_local.generation import (
     Sampling,
     Started,
     StreamEvent,
-    Tags,
-    ThinkControl,
     ThinkDelta,
     ThinkMode,
 )
@@ -67,9 +65,9 @@ class InWorker:
         self.worker.close()
 
 
-def ask(text: str, *, max_tokens: int | None = 48, think: ThinkMode = "auto", stop: tuple[str, ...] = ()) -> (
-    GenerationRequest
-):
+def ask(
+    text: str, *, max_tokens: int | None = 48, think: ThinkMode = "auto", stop: tuple[str, ...] = ()
+) -> GenerationRequest:
     return GenerationRequest(
         messages=(Message(role="user", content=text),),
         sampling=Sampling(),

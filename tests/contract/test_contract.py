@@ -23,14 +23,12 @@ from tests.contract.runners import Heard, InProcess, InWorker, Runner, ask, hear
 from tests.loading import THINK_TAGS, load_settings_for
 
 QUESTION = "What is the capital of France? Answer in one sentence."
-WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+WORDS = [f"word{number}" for number in range(16)]
 LONG_ANSWER = "Write a long story about a lighthouse keeper."
 
 
 @pytest.fixture(scope="module", params=["scripted", "scripted-worker", "llamacpp", "llamacpp-worker"])
-def runner(
-    request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Runner]:
+def runner(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     kind, _, place = str(request.param).partition("-")
     folder = tmp_path_factory.mktemp("contract")
     path = smollm2

@@ -285,9 +285,7 @@ class LlamaCppBackend:
             if slot.prompt_left:
                 slot.prompt_left = max(0, slot.prompt_left - taken)
                 done = slot.prompt_tokens - slot.prompt_left
-                updates.append(
-                    PromptProgress(handle=slot.handle, done_tokens=done, total_tokens=slot.prompt_tokens)
-                )
+                updates.append(PromptProgress(handle=slot.handle, done_tokens=done, total_tokens=slot.prompt_tokens))
             if row >= 0:
                 updates.append(self._sample(slot, row))
         return updates

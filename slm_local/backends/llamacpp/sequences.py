@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from slm_local.backends.base import shared_prefix
 from slm_local.backends.llamacpp.vocabulary import TokenText
 from slm_local.generation import Handle, Update
 
@@ -92,14 +93,3 @@ class KvCache:
         smallest = self._lib.llama_memory_seq_pos_min(self._memory, slot.sequence)
         largest = self._lib.llama_memory_seq_pos_max(self._memory, slot.sequence)
         return bool(largest == keep - 1 and 0 <= smallest <= max(0, keep - max(1, self._window)))
-
-
-def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many leading items two sequences share; blockwise, so that equal stretches cost one comparison."""
-    end = min(len(left), len(right))
-    at, block = 0, 256
-    while at < end and left[at : at + block] == right[at : at + block]:
-        at += block
-    while at < end and left[at] == right[at]:
-        at += 1
-    return min(at, end)
