@@ -255,7 +255,7 @@ _HARMONY = _Family(
     Tags(
         open="<|channel|>analysis<|message|>",
         close="<|end|>",
-        skip=("<|start|>assistant", "<|channel|>final<|message|>"),
+        skip=("<|start|>assistant", "<|channel|>final<|message|>", "<|channel|>commentary<|message|>"),
     ),
     marks=("<|channel|>analysis<|message|>",),
     tokens=("<|start|>", "<|channel|>", "<|message|>", "<|return|>"),

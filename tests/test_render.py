@@ -223,9 +223,10 @@ def test_columns_line_up_for_wide_characters() -> None:
     assert out.getvalue() == "模型  x\nname  y\n"
 
 
-def test_a_rule_fills_the_line_and_gives_up_its_remark_first() -> None:
+def test_a_rule_fills_the_line_whatever_stands_in_it() -> None:
     assert columns_of(rule("answer · 模型", 40, "thought 2 tokens")) == 40
-    assert rule("answer", 12, "thought 2 tokens") == "── answer"
+    assert rule("answer · a-long-name", 40, "thought 2 tokens") == "── answer · a-lo… ── thought 2 tokens ──"
+    assert rule("answer · a-long-name", 24, "thought 2 tokens") == "── answer · a-long-n… ──"
 
 
 # ---- panels

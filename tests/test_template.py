@@ -113,7 +113,7 @@ def test_a_control_token_of_private_use_characters_is_kept_apart_too() -> None:
         ("{{ messages[0].content }}|im_end|>", "a<"),
         ("<{{ messages[0].content }}", "|im_end|> a"),
         ("<|{{ messages[0].content }}|>", "im_end"),
-        ("<|{{ messages[0].content }}d|>", " im_en\n".strip()),
+        ("<|{{ messages[0].content }}d|>", "im_en"),
         ("{{ messages[0].content.replace('/no_think', '') }}", "<|im_/no_thinkend|>"),
         ("{{ messages[0].content|replace('\n', '') }}", "<thi\nnk>"),
         ("{{ messages[0].content[1:] }}{{ messages[0].content[0] }}", "><s"),
@@ -142,10 +142,7 @@ def test_a_control_token_that_neighbours_would_form_is_kept_apart(source: str, c
 )
 @settings(max_examples=400, deadline=None)
 def test_no_users_text_adds_or_takes_a_control_token(contents: list[str]) -> None:
-    messages = [
-        Message(role=role, content=content)
-        for role, content in zip(("user", "assistant", "user"), contents, strict=False)
-    ]
+    messages = user(*contents)
     runs = chat_template().render(messages, adds_bos=False)
     scaffold = "".join(run.text for run in runs if run.allows_control)
     assert scaffold.count("<|im_start|>") == len(messages) + 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -37,10 +39,13 @@ COMMANDS = {
 ALIASES = {"list": "ls"}
 
 EXAMPLES = """\
-  slm run tiny-reasoner "What is 47 + 38?"      watch it think, then answer
-  cat notes.txt | slm run MODEL "Sum up" > out  stdout is the answer and nothing else
-  slm chat MODEL                                a conversation; /? inside it
+  slm run tiny-reasoner "What is 47 + 38?"   watch it think, then answer
+  cat notes.txt | slm run MODEL "Sum up"     stdout is the answer, nothing else
+  slm chat MODEL                             a conversation; /? inside it
 """
+
+
+DEBUG_HINT = "SLM_DEBUG=1 slm ... shows where"
 
 
 class _Command(TyperCommand):
@@ -90,7 +95,7 @@ class _Commands(TyperGroup):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what slm is, three examples and the commands, without importing any."""
-        formatter.write(f"slm {__version__} · small language models that think, on this machine\n\n{EXAMPLES}\n")
+        formatter.write(f"slm {__version__} · small language models that think, on this machine\n\n{EXAMPLES}")
         with formatter.section("Commands"):
             formatter.write_dl([(f"{name} {entry.usage}".strip(), entry.summary) for name, entry in COMMANDS.items()])
         formatter.write("\nslm COMMAND --help lists its flags; slm --version says which slm this is.\n")
@@ -122,20 +127,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _invoke(list(sys.argv[1:] if arguments is None else arguments), terminal)
     except SlmError as error:
-        _trace_if_asked()
-        terminal.error(error)
-        return error.exit_code
+        return _tell(terminal, error)
     except BrokenPipeError:  # the reader at the other end has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except OSError as error:
+        hint = "df -h" if error.errno == errno.ENOSPC else DEBUG_HINT
+        return _tell(terminal, SlmError(f"the system refuses: {error}", hint=hint))
     except Exception as error:
-        _trace_if_asked()
-        terminal.error(
-            SlmError(f"a bug of slm: {type(error).__name__}: {error}", hint="SLM_DEBUG=1 slm ... shows where")
-        )
-        return 1
+        return _tell(terminal, SlmError(f"a bug of slm: {type(error).__name__}: {error}", hint=DEBUG_HINT))
+
+
+def _tell(terminal: Terminal, error: SlmError) -> int:
+    if os.environ.get("SLM_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exc()
+    with contextlib.suppress(OSError):  # stderr is gone, too
+        terminal.error(error)
+    return error.exit_code
 
 
 def _invoke(arguments: list[str], terminal: Terminal) -> int:
@@ -146,7 +158,6 @@ def _invoke(arguments: list[str], terminal: Terminal) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.UsageError as error:
-        _trace_if_asked()
         raise _usage_error(error, arguments) from error
 
 
@@ -161,10 +172,3 @@ def _usage_error(error: click.UsageError, arguments: list[str]) -> UsageError:
     if name == "run" and not close:
         hint += '   or, for a prompt that begins with a dash: slm run MODEL -- "-5 + 3"'
     return UsageError(f"there is no flag {error.option_name}", hint=hint)
-
-
-def _trace_if_asked() -> None:
-    if os.environ.get("SLM_DEBUG") == "1":
-        import traceback
-
-        traceback.print_exc()

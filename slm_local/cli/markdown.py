@@ -27,8 +27,9 @@ CODE_THEME = "ansi_dark"
 ESCAPABLE = frozenset("*_`#~|<>!-+.&")
 """What a backslash escapes here: not brackets, braces and the backslash, which mathematics writes behind one."""
 
-MAX_RENDERED_TAIL = 2000
-"""Characters of an unfinished block that are rendered at every redraw; of a longer one the end is shown as it is."""
+MAX_RENDERED_TAIL = 1000
+"""Characters of an unfinished block that are rendered at every redraw, 3 ms of a slow core; of a longer one the end is
+shown as it is."""
 
 MAX_HIGHLIGHTED = 100_000
 """Characters of code that are coloured; more is shown plain, as colouring would stop the display."""

@@ -21,7 +21,7 @@ from slm_local.cli.stream import Outcome
 from slm_local.generation import AnswerDelta, Done, PromptProgress, Started, StreamEvent, ThinkDelta
 from slm_local.sanitize import Visible, one_line
 
-FRAME_S = 1 / 12
+FRAME_S = 1 / 10
 """Smooth to the eye, and cheap on a machine that is thinking."""
 
 MAX_TAIL_ROWS = 20
@@ -56,7 +56,8 @@ class PanelView:
         """Take an event; nothing but the prompt's progress is shown before `draw`."""
         match event:
             case PromptProgress():
-                self._terminal.status(f"reading the prompt {100 * event.done_tokens // max(1, event.total_tokens)} %")
+                if event.done_tokens < event.total_tokens:
+                    self._terminal.status(f"reading the prompt {100 * event.done_tokens // event.total_tokens} %")
             case ThinkDelta():
                 self._feed_thinking(event, at_s)
             case AnswerDelta():

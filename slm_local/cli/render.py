@@ -31,6 +31,9 @@ MIN_COLUMNS, MIN_ROWS = 20, 5
 
 MAX_ERROR_CHARS = 1000
 
+MIN_TITLE_COLUMNS = 8
+"""What is left of a rule's title before its remark goes."""
+
 
 class Terminal:
     """Stdout and stderr of this process, and whether each may be shown escapes. Any thread may talk."""
@@ -169,11 +172,14 @@ def columns_of(text: str) -> int:
 
 
 def rule(title: str, columns: int, remark: str = "") -> str:
-    """Return a titled rule: the title at the left, a remark at the right where there is room."""
-    left = f"── {title} "
+    """Return a titled rule with a remark at the right; a long title is cut first, then the remark goes."""
     right = f" {remark} ──" if remark else ""
-    room = columns - columns_of(left) - columns_of(right)
-    return left + "─" * room + right if room > 0 else left.rstrip()
+    room = columns - columns_of(right) - len("──  ──")
+    if room < MIN_TITLE_COLUMNS and remark:
+        return rule(title, columns)
+    while columns_of(title) > room:
+        title = title.rstrip("…")[:-1] + "…"
+    return f"── {title} ──" + "─" * (room - columns_of(title)) + right
 
 
 def _takes_escapes(stream: TextIO) -> bool:

@@ -19,38 +19,6 @@ ROUNDED_SIZE = 0.06
 
 QUANT_SUFFIX = re.compile(r"[-._](I?Q\d\w*|MXFP4\w*|NVFP4|B?F16|F32)$", re.IGNORECASE)
 
-CHANNELS = Tags(
-    open="<|channel|>analysis<|message|>",
-    close="<|end|>",
-    skip=("<|start|>assistant", "<|channel|>final<|message|>", "<|channel|>commentary<|message|>"),
-)
-"""The channels of gpt-oss: thinking ends with its message, the answer is a message of its own."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TagFamily:
-    """A way to mark thinking, and the string in a template that gives it away."""
-
-    tags: Tags
-    sign: str
-
-
-FAMILIES = (
-    TagFamily(tags=CHANNELS, sign="<|channel|>analysis"),
-    TagFamily(tags=Tags(open="<think>", close="</think>"), sign="</think>"),
-    TagFamily(tags=Tags(open="[THINK]", close="[/THINK]"), sign="[/THINK]"),
-    TagFamily(tags=Tags(open="<seed:think>", close="</seed:think>"), sign="</seed:think>"),
-    TagFamily(tags=Tags(open="<mm:think>", close="</mm:think>"), sign="</mm:think>"),
-    TagFamily(tags=Tags(open="<|START_THINKING|>", close="<|END_THINKING|>"), sign="<|END_THINKING|>"),
-    TagFamily(tags=Tags(open="◁think▷", close="◁/think▷"), sign="◁/think▷"),
-    TagFamily(tags=Tags(open="<|begin_of_thought|>", close="<|end_of_thought|>"), sign="<|end_of_thought|>"),
-    TagFamily(tags=Tags(open="<|channel>thought", close="<channel|>"), sign="<|channel>thought"),
-    TagFamily(tags=Tags(open="<thought>", close="</thought>"), sign="</thought>"),
-)
-"""In order; the first whose sign is in the template, else whose two marks are tokens. Source: chat templates that
-llama.cpp ships, and cards: gpt-oss, R1/Qwen3/SmolLM3/LFM2.5/..., Magistral/Ministral, Seed-OSS, MiniMax-M3, Command-A,
-Kimi-VL, Sky-T1/OpenThoughts, gemma-4, EXAONE-style <thought>."""
-
 
 def spec_for_file(
     header: GgufHeader, models: Sequence[ModelSpec], *, sha256: str | None = None
@@ -96,21 +64,12 @@ def spec_for_file(
 
 def derived_thinking(header: GgufHeader) -> tuple[Tags | None, ThinkControl | None, str]:
     """Derive tags and think control from a template and a vocabulary; the third says which of them told."""
-    template = header.chat_template or ""
-    found = next((family.tags for family in FAMILIES if family.sign in template), None)
-    source = "template"
-    if found is None:
-        marks = set(header.think_tokens)
-        found = next((each.tags for each in FAMILIES if {each.tags.open, each.tags.close} <= marks), None)
-        source = "vocabulary"
-    if found is None:
+    tags, source = derive_tags(header.chat_template, lambda _: False), "template"
+    if tags is None:
+        tags, source = derive_tags(None, header.think_tokens.__contains__), "vocabulary"
+    if tags is None:
         return None, None, ""
-    control = ThinkControl(
-        switch="enable_thinking" if re.search(r"\benable_thinking\b", template) else None,
-        off_word="/no_think" if "/no_think" in template else None,
-        off_block=found is not CHANNELS,
-    )
-    return found, control, source
+    return tags, derive_think_control(header.chat_template), source
 
 
 def _recognised(

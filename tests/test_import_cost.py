@@ -1,0 +1,37 @@
+"""The commands that answer at once load no runtime and nothing that draws."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.command import child_environment
+
+HEAVY = ("llama_cpp", "openvino", "openvino_genai", "textual", "huggingface_hub", "numpy", "rich", "jinja2")
+
+PROBE = """
+import sys
+from slm_local.cli.app import main
+code = main(sys.argv[1:])
+print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("run", "--help"), ("ls",)])
+def test_nothing_heavy_is_loaded(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=child_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    loaded = done.stderr.splitlines()[-1].split()
+    assert "slm_local" in loaded
+    assert not set(HEAVY) & set(loaded)
