@@ -113,7 +113,7 @@ def _control(spec: ModelSpec) -> str:
         ways.append(f"switched by `{spec.think.switch}`")
     if spec.think.off_word:
         ways.append(f"off by `{spec.think.off_word}`")
-    if spec.think.force_open:
+    if spec.tags is not None and spec.tags.force_open:
         ways.append("opened in the prompt, for it tends to skip it")
     if not spec.think.off_block:
         ways.append("can't be switched off")

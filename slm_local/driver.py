@@ -7,7 +7,7 @@ be live: one `step` moves them all.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from slm_local.backends.base import Backend
@@ -25,15 +25,15 @@ from slm_local.generation import (
     Piece,
     Prompt,
     PromptProgress,
+    ReasoningTags,
     Started,
     StreamEvent,
-    Tags,
     ThinkControl,
     ThinkDelta,
     Usage,
 )
 from slm_local.metrics import Collector
-from slm_local.reasoning import Part, Splitter
+from slm_local.reasoning import Delta, ReasoningParser
 from slm_local.system import own_peak_rss_bytes
 from slm_local.template import ChatTemplate, prompt_for
 
@@ -48,7 +48,7 @@ class Driver:
         self._backend = backend
         self._facts: ModelFacts | None = None
         self._template: ChatTemplate | None = None
-        self._tags: Tags | None = None
+        self._tags: ReasoningTags | None = None
         self._think = ThinkControl()
         self._turns: dict[int, _Turn] = {}
         self._waiting: deque[tuple[int, GenerationRequest, Prompt]] = deque()
@@ -150,7 +150,9 @@ class Driver:
     def _admit(self, request_id: int, request: GenerationRequest, prompt: Prompt) -> Started:
         assert self._facts is not None
         handle = self._backend.add(prompt, request.sampling)
-        turn = _Turn(request, handle, None if prompt.ids is not None else Splitter(self._tags, prompt.think_state))
+        is_raw = prompt.ids is not None
+        parser = None if is_raw else ReasoningParser(self._tags, state=prompt.think_state)
+        turn = _Turn(request, handle, parser)
         self._turns[request_id] = turn
         started = Started(
             prompt_tokens=handle.prompt_tokens,
@@ -207,34 +209,32 @@ def _or_raise(event: DriverEvent) -> StreamEvent:
 
 
 class _Turn:
-    """One live request: its splitter, its stop strings, its counts."""
+    """One live request: its parser, its stop strings, its counts."""
 
-    def __init__(self, request: GenerationRequest, handle: Handle, splitter: Splitter | None) -> None:
+    def __init__(self, request: GenerationRequest, handle: Handle, parser: ReasoningParser | None) -> None:
         self.handle = handle
         self.collector = Collector()
         self._request = request
-        self._splitter = splitter
+        self._parser = parser
+        """None: raw, all is answer."""
         self._stops = StopText(request.stop)
-        self._generated = self._injected = self._in_tags = 0
-        self._tokens = {"think": 0, "answer": 0}
-        self._silent = {"think": 0, "answer": 0}
-        """Tokens of each side that no delta has carried yet."""
+        self._generated = self._injected = 0
+        self._unsaid_answer = 0
+        """Tokens of the answer that wait with held-back text."""
 
     def feed(self, piece: Piece) -> list[StreamEvent]:
         """Return the events of a piece."""
         count = len(piece.ids)
         self._generated += count
         self._injected += count if piece.injected else 0
-        if self._splitter is None:
-            return self._events([Part(kind="answer", text=piece.text, tokens=count, tag_tokens=0, injected=False)])
-        return self._events(self._splitter.feed(piece.text, count, piece.injected))
+        if self._parser is None:
+            return self._events([AnswerDelta(text=piece.text, tokens=count)])
+        return self._events(self._parser.feed(piece.text, count, injected=piece.injected))
 
     def verdict(self, piece: Piece) -> tuple[Finish, Cut] | None:
         """Return how the reply ended, or None while it goes on."""
-        thinks = self._splitter is not None and self._splitter.in_thinking
-        if self._stops.found:
-            return "stop", "none"
-        if piece.end == "stop":
+        thinks = self._parser is not None and self._parser.in_thinking
+        if self._stops.found or piece.end == "stop":
             return "stop", "none"
         if piece.end == "context":
             return "context", "context" if thinks else "none"
@@ -243,54 +243,44 @@ class _Turn:
         return None
 
     def end(self, finish: Finish, cut: Cut) -> list[StreamEvent]:
-        """Flush what was held back and return the last events; a stop without an answer is `empty`."""
-        events = self._events(self._splitter.flush()) if self._splitter is not None else []
+        """Give out what was held back and return the last events; a stop without an answer is `empty`."""
+        events = self._events(self._parser.finish() if self._parser is not None else [])
         rest = self._stops.flush()
         if rest:
-            events += self._emit([AnswerDelta(text=rest, tokens=self._take_silent("answer"))])
+            events += self._collected([AnswerDelta(text=rest, tokens=self._unsaid_answer)])
         reply = self.collector.reply()
         if finish == "stop" and not reply.answer.strip():
             finish = "empty"
         timings = replace(reply.timings, peak_rss_bytes=own_peak_rss_bytes())
         return [*events, Done(reply=replace(reply, finish=finish, cut=cut, usage=self._usage(), timings=timings))]
 
-    def _events(self, parts: list[Part]) -> list[StreamEvent]:
+    def _events(self, deltas: Sequence[Delta]) -> list[StreamEvent]:
+        """Pass thinking on, and of the answer what can't belong to a stop string."""
         events: list[StreamEvent] = []
-        for part in parts:
-            self._count(part)
-            if part.kind == "think":
-                if part.text:
-                    tokens = self._take_silent("think")
-                    events.append(ThinkDelta(text=part.text, tokens=tokens, injected=part.injected))
+        for delta in deltas:
+            if isinstance(delta, ThinkDelta):
+                events.append(delta)
                 continue
-            text = self._stops.feed(part.text)
+            self._unsaid_answer += delta.tokens
+            text = self._stops.feed(delta.text)
             if text:
-                tokens = self._take_silent("answer")
-                events.append(AnswerDelta(text=text, tokens=tokens, injected=part.injected))
-        return self._emit(events)
+                events.append(replace(delta, text=text, tokens=self._unsaid_answer))
+                self._unsaid_answer = 0
+        return self._collected(events)
 
-    def _emit(self, events: list[StreamEvent]) -> list[StreamEvent]:
+    def _collected(self, events: list[StreamEvent]) -> list[StreamEvent]:
         for event in events:
             self.collector.feed(event)
         return events
 
-    def _count(self, part: Part) -> None:
-        side = "think" if part.injected else part.kind  # injected tokens count as thinking wherever they stand
-        self._tokens[side] += part.tokens
-        self._silent[part.kind] += part.tokens
-        self._in_tags += 0 if part.injected else part.tag_tokens
-
-    def _take_silent(self, side: str) -> int:
-        tokens, self._silent[side] = self._silent[side], 0
-        return tokens
-
     def _usage(self) -> Usage:
+        parser = self._parser
         return Usage(
             prompt_tokens=self.handle.prompt_tokens,
             cached_tokens=self.handle.cached_tokens,
-            think_tokens=self._tokens["think"],
-            answer_tokens=self._tokens["answer"],
-            tag_tokens=self._in_tags,
+            think_tokens=parser.think_tokens if parser is not None else 0,
+            answer_tokens=parser.answer_tokens if parser is not None else self._generated,
+            tag_tokens=parser.tag_tokens if parser is not None else 0,
             injected_tokens=self._injected,
         )
 

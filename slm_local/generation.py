@@ -63,17 +63,16 @@ class Sampling:
     """None draws a fresh one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tags:
-    """How a model marks its thinking, as strings of its output.
-
-    `skip` are strings that carry no text when they stand between thinking and answer (the channel headers of
-    gpt-oss, for one). Source: the models' chat templates.
-    """
+@dataclass(frozen=True, slots=True)
+class ReasoningTags:
+    """How a model marks its thinking, as strings of its output. Source: the models' chat templates."""
 
     open: str
     close: str
+    force_open: bool = False
+    """Whether the prompt opens thinking even in `auto`, since the model tends to skip the tag."""
     skip: tuple[str, ...] = ()
+    """Strings without text where they stand before thinking or before the answer (gpt-oss: channel headers)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +85,6 @@ class ThinkControl:
     """A word for the system text that switches thinking off, such as `/no_think`."""
     off_block: bool = True
     """Whether an empty think block at the prompt's end switches it off."""
-    force_open: bool = False
-    """Whether the prompt opens thinking even in `auto`, since the model tends to skip it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +110,7 @@ class LoadSettings:
     model_path: str
     context_tokens: int
     threads: int
-    tags: Tags | None = None
+    tags: ReasoningTags | None = None
     """None: derived from the template and vocabulary."""
     think: ThinkControl | None = None
     """None: derived likewise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from slm_local.generation import Tags, ThinkControl
+from slm_local.generation import ReasoningTags, ThinkControl
 
 VariantKind = Literal["gguf", "openvino", "checkpoint"]
 
@@ -94,7 +94,7 @@ class ModelSpec:
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
     sampling_no_think: SamplingDefaults | None = None
     """Defaults with thinking off, where the authors give others."""
-    tags: Tags | None = None
+    tags: ReasoningTags | None = None
     """None: the model has no thinking of its own, or (for a file) nothing is known yet."""
     think: ThinkControl | None = None
     template: str | None = None

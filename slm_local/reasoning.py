@@ -1,258 +1,212 @@
-"""Which part of a model's output is thinking and which is the answer.
+"""The think/answer splitter: a stream of text in any pieces -> thinking and answer, and whose tokens they are.
 
-Tags are data, the starting state is read off the rendered prompt. A text is split the same way however it was cut
-into pieces. Nothing here knows a runtime, a budget or a screen.
+Tags are data. Where thinking stands at the start is read off the rendered prompt, never guessed from output. It works
+on text, since some files mark the tags as control tokens and some do not; it knows no tokens but their number.
 """
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal, NamedTuple
 
-from slm_local.generation import Tags, ThinkControl, ThinkState
+from slm_local.generation import AnswerDelta, ReasoningTags, ThinkControl, ThinkDelta, ThinkState
 
 Side = Literal["think", "answer"]
-
-_WHITE_SPACE = re.compile(r"\s*")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """What one side grew by; `text` may be empty where only tokens were counted."""
-
-    kind: Side
-    text: str
-    tokens: int
-    tag_tokens: int = 0
-    """Tokens of tags that the model wrote; inside `tokens`, always on the think side."""
-    injected: bool = False
+Delta = ThinkDelta | AnswerDelta
 
 
-class _Run(NamedTuple):
-    """A stretch of one piece; its tokens belong to its last character."""
+def think_state(prompt_tail: str, tags: ReasoningTags | None) -> ThinkState:
+    """Say how a rendered prompt leaves thinking; white space at its end is looked through."""
+    tail = prompt_tail.rstrip()
+    if tags is None or tail.endswith(tags.close):
+        return "closed"
+    return "open" if tail.endswith(tags.open) else "unopened"
 
-    text: str
+
+@dataclass(slots=True)
+class _Mark:
+    """A piece that was fed: where it ends in the stream, and its tokens, which belong to its last character."""
+
+    end: int
     tokens: int
     injected: bool
 
 
-def think_state(prompt_tail: str, tags: Tags | None) -> ThinkState:
-    """Say how a rendered prompt leaves thinking; white space at its end is looked through."""
-    tail = prompt_tail.rstrip()
-    if tags is None or (tags.close and tail.endswith(tags.close)):
-        return "closed"
-    return "open" if tags.open and tail.endswith(tags.open) else "unopened"
+class ReasoningParser:
+    """Splits one generation into thinking and answer.
 
+    From "unopened" the opening tag counts only when nothing but white space came before it; otherwise all is answer.
+    From "open" a repeated opening tag at the very start is dropped. After the first closing tag, and from "closed",
+    all is answer, whatever it contains. White space directly before the first character of either side is dropped;
+    every other character comes out exactly, in order, however the text was cut.
 
-class Splitter:
-    """Split a stream of pieces into thinking and answer; one per generation.
+    Families with `skip` strings (channels) may have several stretches of thinking before the answer's first character.
 
-    Phases: `blank` (only white space so far: an opening tag starts thinking, a closing tag or a `skip` string is
-    swallowed, any other text starts the answer), `opened` (the prompt opened thinking: the model may repeat the tag
-    once), `thinking` (up to the closing tag, then `blank` again), `answer` (all that follows, whatever it contains).
-
-    White space: lines of nothing else at the start of either side are dropped, the first real line keeps its
-    indentation; white space at the end of either side is held back until text follows, and dropped if none does.
-
-    Tokens: all tokens of a piece belong to its last character, so feed one token at a time where exact counts
-    matter. A token counts on the side of that character; the tag's own characters are thinking, and `tag_tokens`
-    unless injected. White space between the sides counts as thinking before a tag or when injected, else as answer.
-    A piece without text (half a character) belongs to the next character. Every token is counted exactly once.
+    Tokens: those of a piece belong to the side on which its last character stands; a tag's are thinking and count in
+    `tag_tokens` unless injected, as do all injected ones in thinking. Feed single tokens where exact counts matter.
     """
 
-    def __init__(self, tags: Tags | None, state: ThinkState) -> None:
-        self._open = tags.open if tags else ""
-        self._close = tags.close if tags else ""
-        skip = tags.skip if tags else ()
-        self._tags = tuple(tag for tag in (self._open, self._close, *skip) if tag)
-        self._longest_tag = max(map(len, self._tags), default=0)
-        self._close_prefixes = tuple(self._close[:size] for size in range(len(self._close) - 1, 0, -1))
-        self._phase: Literal["blank", "opened", "thinking", "answer"]
-        self._phase = "opened" if tags and state == "open" else "blank"
-        self._runs: deque[_Run] = deque()  # fed, not yet decided
-        self._cut = 0  # characters of the first run that are already decided
-        self._held: list[_Run] = []  # white space that waits for text of its side
-        self._is_fresh = True  # whether the side under way has shown no text yet
-        self._out: list[Part] = []
+    def __init__(self, tags: ReasoningTags | None, *, state: ThinkState) -> None:
+        self.think_tokens = 0
+        self.answer_tokens = 0
+        self.tag_tokens = 0
+        self._tags = tags if tags is not None and state != "closed" else None
+        self._side: Side = "think" if self._tags is not None and state == "open" else "answer"
+        self._is_blank = True  # the side has shown no character yet
+        self._may_open = self._tags is not None  # an opening tag here would count
+        self._text = ""  # fed, not yet decided
+        self._start = 0  # where `_text` begins in the stream
+        self._end = 0
+        self._marks: deque[_Mark] = deque()
+        self._unsaid: dict[Side, int] = {"think": 0, "answer": 0}  # tokens that no delta has carried yet
+        self._out: list[Delta] = []
 
     @property
     def in_thinking(self) -> bool:
-        """Whether what was decided so far ends inside thinking."""
-        return self._phase in ("opened", "thinking")
+        """Return whether what was decided so far ends inside thinking."""
+        return self._side == "think"
 
     @property
-    def answer_started(self) -> bool:
-        """Whether the answer has shown text."""
-        return self._phase == "answer"
+    def _is_undecided(self) -> bool:
+        """Whether it is open on which side the next character stands."""
+        return self._is_blank and self._may_open and self._side == "answer"
 
-    def feed(self, text: str, tokens: int, injected: bool = False) -> list[Part]:
-        """Take one piece and return what is decided by now, in order; may be empty."""
-        self._runs.append(_Run(text, tokens, injected))
-        self._advance(is_end=False)
-        return self._drain()
+    def feed(self, text: str, tokens: int = 1, *, injected: bool = False) -> list[Delta]:
+        """Take a piece; return what is certain by now, in order. Tokens of held-back text come with a later delta."""
+        self._end += len(text)
+        self._marks.append(_Mark(self._end, tokens, injected))
+        self._text += text
+        while self._text and self._advance(is_last=False):
+            pass
+        if not self._is_undecided:
+            self._count(self._start)
+        out, self._out = self._out, []
+        return out
 
-    def flush(self) -> list[Part]:
-        """Return what was held back: an unfinished tag is plain text, white space at the end is dropped."""
-        self._advance(is_end=True)
-        side: Side = "think" if self.in_thinking else "answer"
-        for run in (*self._held, *self._runs):
-            self._emit("think" if run.injected else side, "", run.tokens, run.injected)
-        self._held.clear()
-        self._runs.clear()
-        return self._drain()
+    def finish(self) -> list[Delta]:
+        """Return what was held back: a tag that was never finished is plain text."""
+        while self._text and self._advance(is_last=True):
+            pass
+        self._count(self._end)
+        out, self._out = self._out, []
+        return out
 
-    def _advance(self, *, is_end: bool) -> None:
-        text = "".join(run.text for run in self._runs)[self._cut :]
-        at = 0
-        while at < len(text):
-            match self._phase:
-                case "answer":
-                    step: int | None = self._say("answer", len(text) - at)
-                case "thinking":
-                    step = self._think(text, at, is_end)
-                case "blank" | "opened":
-                    step = self._begin(text, at, is_end)
-            if step is None:
-                return
-            at += step
+    def _advance(self, *, is_last: bool) -> bool:
+        """Decide about the start of the undecided text; return False to wait for more."""
+        if self._is_blank:
+            self._take(len(self._text) - len(self._text.lstrip()))
+            if not self._text:
+                return False
+        if self._tags is None:
+            return self._say(len(self._text))
+        if self._is_blank and self._may_open:
+            return self._begin(self._tags, is_last=is_last)
+        if self._side == "think":
+            return self._think(self._tags, is_last=is_last)
+        return self._say(len(self._text))
 
-    def _think(self, text: str, at: int, is_end: bool) -> int | None:
-        """Pass thinking on up to the closing tag; return the characters used, None to wait for more."""
-        end = text.find(self._close, at) if self._close else -1
-        if end == at:
-            self._phase = "blank"
-            return self._swallow(len(self._close))
-        if end < 0:
-            end = len(text) - (0 if is_end else self._begun_close(text, at))
-        return self._say("think", end - at) or None
+    def _begin(self, tags: ReasoningTags, *, is_last: bool) -> bool:
+        """Look for the tags that count before a side's first character."""
+        candidates = (tags.open, *tags.skip) if self._side == "answer" else (tags.open, tags.close)
+        if not is_last and any(len(tag) > len(self._text) and tag.startswith(self._text) for tag in candidates):
+            return False
+        found = max((tag for tag in candidates if self._text.startswith(tag)), key=len, default="")
+        if found == tags.close and self._side == "think":
+            self._close(tags)
+        elif found == tags.open or not found:
+            self._side = "think" if found else self._side
+            self._may_open = False
+            self._count(self._start)
+            self._drop_tag(found)
+        else:
+            self._drop_tag(found)
+        return True
 
-    def _begun_close(self, text: str, at: int) -> int:
-        """Return how many characters at the text's end may be the start of a closing tag."""
-        if not text.endswith(self._close_prefixes):
-            return 0
-        return next((len(begun) for begun in self._close_prefixes if text.endswith(begun, at)), 0)
+    def _think(self, tags: ReasoningTags, *, is_last: bool) -> bool:
+        """Pass thinking on, up to the closing tag."""
+        at = self._text.find(tags.close)
+        if at == 0:
+            self._close(tags)
+            return True
+        if at < 0:
+            at = len(self._text) - (0 if is_last else _begun(tags.close, self._text))
+        return self._say(at)
 
-    def _begin(self, text: str, at: int, is_end: bool) -> int | None:
-        """Look for a tag where nothing but white space came before; return as `_think` does, 0 for a new phase."""
-        found = _WHITE_SPACE.match(text, at)
-        body = found.end() if found else at
-        if body > at:
-            return self._say("think", body - at) if self._phase == "opened" else self._hold(body - at)
-        window = text[at : at + self._longest_tag]
-        tags = self._tags if self._phase == "blank" else (self._open,)
-        if not is_end and any(len(tag) > len(window) and tag.startswith(window) for tag in tags):
-            return None
-        tag = max((tag for tag in tags if tag and window.startswith(tag)), key=len, default="")
-        if not tag:
-            self._phase = "answer" if self._phase == "blank" else "thinking"
-            return 0
-        if tag == self._open:
-            self._phase = "thinking"
-        return self._swallow(len(tag))
+    def _close(self, tags: ReasoningTags) -> None:
+        self._drop_tag(tags.close)
+        self._side, self._is_blank = "answer", True
+        self._may_open = bool(tags.skip)
+        if not tags.skip:
+            self._tags = None
 
-    def _take(self, count: int) -> list[_Run]:
-        """Remove `count` characters from the undecided runs, with the tokens that end in them."""
-        taken = []
-        while count:
-            run = self._runs[0]
-            left = len(run.text) - self._cut
-            if left > count:
-                taken.append(_Run(run.text[self._cut : self._cut + count], 0, run.injected))
-                self._cut += count
-                break
-            taken.append(_Run(run.text[self._cut :], run.tokens, run.injected))
-            self._runs.popleft()
-            self._cut = 0
-            count -= left
+    def _say(self, count: int) -> bool:
+        """Give out the next `count` characters; one delta for each stretch of injected or generated text."""
+        if not count:
+            return False
+        self._is_blank = False
+        stop = self._start + count
+        while self._start < stop:
+            mark = next(mark for mark in self._marks if mark.end > self._start)
+            size = min(stop, mark.end) - self._start
+            text = self._take(size)
+            self._count(self._start)
+            self._emit(text, mark.injected)
+        return True
+
+    def _drop_tag(self, tag: str) -> None:
+        self._take(len(tag))
+        self._count(self._start, is_tag=True)
+
+    def _take(self, count: int) -> str:
+        taken, self._text = self._text[:count], self._text[count:]
+        self._start += count
         return taken
 
-    def _swallow(self, count: int) -> int:
-        """Drop a tag, and the white space before it, but for the tokens."""
-        for run in self._held:
-            self._emit("think", "", run.tokens, run.injected)
-        self._held.clear()
-        self._is_fresh = True
-        for run in self._take(count):
-            self._emit("think", "", run.tokens, run.injected, 0 if run.injected else run.tokens)
-        return count
+    def _count(self, end: int, *, is_tag: bool = False) -> None:
+        """Attribute the tokens of all pieces that end at or before `end`."""
+        while self._marks and self._marks[0].end <= end:
+            mark = self._marks.popleft()
+            side: Side = "think" if is_tag or mark.injected else self._side
+            if side == "think":
+                self.think_tokens += mark.tokens
+            else:
+                self.answer_tokens += mark.tokens
+            self.tag_tokens += mark.tokens if is_tag and not mark.injected else 0
+            self._unsaid[side] += mark.tokens
 
-    def _hold(self, count: int) -> int:
-        """Keep white space whose side is not known yet, tokens and all."""
-        for run in self._take(count):
-            if run.injected:
-                self._emit("think", "", run.tokens, True)
-                run = run._replace(tokens=0)
-            self._held.append(run)
-        return count
-
-    def _say(self, side: Side, count: int) -> int:
-        """Give text to a side, but for white space at its end; its tokens are counted at once."""
-        for run in self._take(count):
-            text = run.text.rstrip()
-            body = text.lstrip()
-            if body:
-                if len(body) < len(text):
-                    self._held.append(_Run(text[: -len(body)], 0, run.injected))
-                self._release(side)
-            self._emit(side, body, run.tokens, run.injected)
-            if len(text) < len(run.text):
-                self._held.append(_Run(run.text[len(text) :], 0, run.injected))
-        return count
-
-    def _release(self, side: Side) -> None:
-        """Give held white space to the side whose text follows: at its start only the first line's indentation."""
-        dropped = 0
-        if self._is_fresh:
-            blank = "".join(run.text for run in self._held)
-            dropped = 1 + max(blank.rfind("\n"), blank.rfind("\r"))
-        for run in self._held:
-            self._emit(side, run.text[dropped:], run.tokens, run.injected)
-            dropped = max(0, dropped - len(run.text))
-        self._held.clear()
-        self._is_fresh = False
-
-    def _emit(self, side: Side, text: str, tokens: int, injected: bool, tag_tokens: int = 0) -> None:
-        if text or tokens:
-            self._out.append(Part(kind=side, text=text, tokens=tokens, tag_tokens=tag_tokens, injected=injected))
-
-    def _drain(self) -> list[Part]:
-        """Return what was emitted, neighbours of one kind joined."""
-        out, self._out = self._out, []
-        if len(out) < 2:
-            return out
-        joined = []
-        for (kind, injected), group in groupby(out, key=lambda part: (part.kind, part.injected)):
-            parts = list(group)
-            joined.append(
-                Part(
-                    kind=kind,
-                    text="".join(part.text for part in parts),
-                    tokens=sum(part.tokens for part in parts),
-                    tag_tokens=sum(part.tag_tokens for part in parts),
-                    injected=injected,
-                )
-            )
-        return joined
+    def _emit(self, text: str, injected: bool) -> None:
+        kind = ThinkDelta if self._side == "think" else AnswerDelta
+        tokens, self._unsaid[self._side] = self._unsaid[self._side], 0
+        last = self._out[-1] if self._out else None
+        if isinstance(last, kind) and last.injected == injected:
+            self._out[-1] = kind(text=last.text + text, tokens=last.tokens + tokens, injected=injected)
+        else:
+            self._out.append(kind(text=text, tokens=tokens, injected=injected))
 
 
-class _Family(NamedTuple):
-    tags: Tags
+def _begun(tag: str, text: str) -> int:
+    """Return how many characters at the text's end may be the start of a tag."""
+    return next((size for size in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:size])), 0)
+
+
+class TagFamily(NamedTuple):
+    """A way to mark thinking, and what gives it away in a model that no registry entry describes."""
+
+    tags: ReasoningTags
     marks: tuple[str, ...]
     """The tags' own texts in a template, any of which gives the family away."""
     tokens: tuple[str, ...]
     """Vocabulary entries which, all together, give the family away."""
 
 
-def _pair(start: str, end: str) -> _Family:
-    return _Family(Tags(open=start, close=end), marks=(start, end), tokens=(start, end))
+def _pair(start: str, end: str) -> TagFamily:
+    return TagFamily(ReasoningTags(open=start, close=end), marks=(start, end), tokens=(start, end))
 
 
-_HARMONY = _Family(
-    Tags(
+_HARMONY = TagFamily(
+    ReasoningTags(
         open="<|channel|>analysis<|message|>",
         close="<|end|>",
         skip=("<|start|>assistant", "<|channel|>final<|message|>", "<|channel|>commentary<|message|>"),
@@ -261,13 +215,13 @@ _HARMONY = _Family(
     tokens=("<|start|>", "<|channel|>", "<|message|>", "<|return|>"),
 )
 
-_GEMMA_4 = _Family(
-    Tags(open="<|channel>thought", close="<channel|>"),
+_GEMMA_4 = TagFamily(
+    ReasoningTags(open="<|channel>thought", close="<channel|>"),
     marks=("<|channel>thought",),
     tokens=("<|channel>", "<channel|>"),
 )
 
-_FAMILIES = (
+FAMILIES = (
     _HARMONY,
     _GEMMA_4,
     _pair("[THINK]", "[/THINK]"),
@@ -286,16 +240,16 @@ _SWITCH = "enable_thinking"
 _OFF_WORD = "/no_think"
 
 
-def derive_tags(template: str | None, vocabulary_has: Callable[[str], bool]) -> Tags | None:
+def derive_tags(template: str | None, vocabulary_has: Callable[[str], bool]) -> ReasoningTags | None:
     """Find the tags of a model that no registry entry describes; None: nothing says that it marks its thinking.
 
     The template is asked first (either tag is enough: some only cut old thinking off at the closing one), then the
     vocabulary, where all tokens of a family must be.
     """
-    for family in _FAMILIES:
+    for family in FAMILIES:
         if template and any(mark in template for mark in family.marks):
             return family.tags
-    return next((family.tags for family in _FAMILIES if all(map(vocabulary_has, family.tokens))), None)
+    return next((family.tags for family in FAMILIES if all(map(vocabulary_has, family.tokens))), None)
 
 
 def derive_think_control(template: str | None) -> ThinkControl:

@@ -25,8 +25,8 @@ THINK_THEN_ANSWER: tuple[dict[str, Any], ...] = (
     {"text": "7 + 8 = 15, ", "ids": [2, 3, 4]},
     {"text": "carry 1.", "ids": [5, 6]},
     {"text": "</think>", "ids": [7]},
-    {"text": "It is ", "ids": [8]},
-    {"text": "**85**.", "ids": [9, 10], "end": "stop"},
+    {"text": "It is", "ids": [8]},
+    {"text": " **85**.", "ids": [9, 10], "end": "stop"},
 )
 """A script whose thinking is "7 + 8 = 15, carry 1." and whose answer is "It is **85**."."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slm_local.generation import LoadSettings, Tags, ThinkControl
+from slm_local.generation import LoadSettings, ReasoningTags, ThinkControl
 
-THINK_TAGS = Tags(open="<think>", close="</think>")
+THINK_TAGS = ReasoningTags(open="<think>", close="</think>")
 
 
 def load_settings_for(
-    backend: str, path: Path, *, context: int = 2048, tags: Tags | None = None, switch: str | None = None
+    backend: str, path: Path, *, context: int = 2048, tags: ReasoningTags | None = None, switch: str | None = None
 ) -> LoadSettings:
     return LoadSettings(
         backend=backend,

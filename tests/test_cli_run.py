@@ -253,7 +253,7 @@ def test_a_bug_of_ours_is_one_line_and_exit_1(slm: Slm, monkeypatch: pytest.Monk
 
 
 def test_an_embedded_model_out_of_its_depth_says_what_it_is_and_names_a_better_one(slm: Slm) -> None:
-    result = slm("run", "tiny-reasoner", "Who was Napoleon?", "-n", "1", "-q")
+    result = slm("run", "tiny-reasoner", "Who was Napoleon?", "-n", "1")
     assert result.code == 0
     assert "ships inside slm" in result.err
     assert result.err.splitlines()[-1].startswith("hint: slm run ")
@@ -300,6 +300,24 @@ def test_ctrl_c_keeps_the_partial_answer_and_exits_with_130(script: ScriptWriter
     out, err = child.communicate(timeout=30)
     assert child.returncode == 130
     assert (out, err.splitlines()[-1]) == (b"\n", b"stopped")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_that_can_not_be_written_is_said() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "slm_local", "ls"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+            env=child_environment(),
+        )
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-2:] == [
+        "error: the system refuses: [Errno 28] No space left on device",
+        "hint: df -h",
+    ]
 
 
 def test_slm_is_also_a_module() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from slm_local.errors import ConfigError, UnknownModel, UsageError
-from slm_local.generation import Tags, ThinkControl
+from slm_local.generation import ReasoningTags, ThinkControl
 from slm_local.gguf_header import GgufHeader, read_header
 from slm_local.model import ModelSpec, Shape, Variant
+from slm_local.reasoning import FAMILIES
 from slm_local.registry import Registry, catalogue, derived_thinking, find_local, load_registry, scan, spec_for_file
-from slm_local.registry.recognise import FAMILIES
 from tests.gguf_files import small_model, text
 
 ROOT = Path(__file__).parents[1]
@@ -160,7 +160,7 @@ def test_r1_distills_sample_as_their_authors_say_and_open_thinking(registry: Reg
     assert len(distills) == 6
     for spec in distills:
         assert (spec.sampling.temperature, spec.sampling.top_p, spec.sampling.top_k) == (0.6, 0.95, None)
-        assert spec.think == ThinkControl(force_open=True)
+        assert spec.tags == ReasoningTags("<think>", "</think>", force_open=True)
 
 
 def test_embedded_models_lie_in_the_package_and_are_greedy(registry: Registry) -> None:
@@ -378,13 +378,11 @@ def test_an_override_changes_the_keys_it_gives_and_no_others(write: Write, regis
 
 
 def test_a_model_of_ones_own_goes_on_from_another(write: Write, registry: Registry) -> None:
-    file = write(
-        '[models.Maths]\nbase = "R1-8B"\nsystem = "Box it."\naliases = ["m"]\nthink = { force_open = false }\n'
-    )
+    file = write('[models.Maths]\nbase = "R1-8B"\nsystem = "Box it."\naliases = ["m"]\ntags = { force_open = false }\n')
     base, own = model(registry, "r1-8b"), model(load_registry(file), "maths")
     assert (own.id, own.name, own.aliases, own.system) == ("Maths", "Maths", ("m",), "Box it.")
-    assert (own.variants, own.sampling, own.tags, own.shape) == (base.variants, base.sampling, base.tags, base.shape)
-    assert own.think == ThinkControl(force_open=False)
+    assert (own.variants, own.sampling, own.think, own.shape) == (base.variants, base.sampling, base.think, base.shape)
+    assert own.tags == ReasoningTags("<think>", "</think>", force_open=False)
 
 
 def test_bases_may_follow_one_another_in_any_order(write: Write) -> None:
@@ -397,7 +395,7 @@ def test_bases_may_follow_one_another_in_any_order(write: Write) -> None:
 def test_a_new_model_may_stand_on_its_own(write: Write) -> None:
     file = write(f"[models.mine]\n{ONE_FILE}\ncontext_tokens = 2048\ntags = {{ open = '<t>', close = '</t>' }}\n")
     own = model(load_registry(file), "mine")
-    assert own.tags == Tags(open="<t>", close="</t>")
+    assert own.tags == ReasoningTags(open="<t>", close="</t>")
     assert own.think == ThinkControl()
     assert own.origin == str(file)
 
@@ -621,8 +619,8 @@ SMALL = ModelSpec(
     name="Small-Think",
     architecture="llama",
     shape=Shape(layers=2, hidden=32, heads=4, kv_heads=2, head_dim=8, vocabulary=264),
-    tags=Tags(open="<t>", close="</t>"),
-    think=ThinkControl(force_open=True),
+    tags=ReasoningTags(open="<t>", close="</t>", force_open=True),
+    think=ThinkControl(),
     variants=(Variant(kind="gguf", quant="F32", repo="a/b", file="org_Small-Think-F32.gguf", sha256="0" * 64),),
 )
 
@@ -684,10 +682,10 @@ def test_the_real_smollm2_is_recognised(registry: Registry, smollm2: Path) -> No
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.tags.open)
 def test_tags_are_derived_from_a_template(tmp_path: Path, family: Any) -> None:
-    template = f"{{{{ '{family.tags.open}' + m + '{family.tags.close}' }}}} {family.sign}"
+    template = f"{{{{ '{family.tags.open}' + m + '{family.tags.close}' }}}} "
     tags, control, source = derived_thinking(header_of(tmp_path, template=template))
     assert (tags, source) == (family.tags, "template")
-    assert control == ThinkControl(off_block="channel|" not in family.tags.open)
+    assert control == ThinkControl(off_block=not family.tags.skip)
 
 
 def test_the_switch_is_derived_from_a_template(tmp_path: Path) -> None:
@@ -702,7 +700,7 @@ def test_the_switch_is_derived_from_a_template(tmp_path: Path) -> None:
 
 def test_tags_are_derived_from_the_vocabulary_where_the_template_is_silent(tmp_path: Path) -> None:
     tags, _, source = derived_thinking(header_of(tmp_path, template="{{ messages }}"))
-    assert (tags, source) == (Tags(open="<think>", close="</think>"), "vocabulary")
+    assert (tags, source) == (ReasoningTags(open="<think>", close="</think>"), "vocabulary")
 
 
 def test_a_model_without_marks_does_not_think(tmp_path: Path) -> None:

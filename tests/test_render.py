@@ -20,7 +20,7 @@ from slm_local.cli.markdown import rendered
 from slm_local.cli.panels import PanelView
 from slm_local.cli.render import Terminal, columns_of, rule
 from slm_local.cli.stream import Outcome, Pacer, play
-from slm_local.cli.views import PlainView, Subject
+from slm_local.cli.views import PlainView, Subject, show_reading
 from slm_local.errors import Interrupted, WorkerCrashed
 from slm_local.generation import (
     AnswerDelta,
@@ -215,6 +215,16 @@ def test_a_status_is_erased_before_anything_else_is_written() -> None:
     terminal.status("starting the engine…")
     terminal.say("ready")
     assert err.getvalue().endswith("\r\x1b[2Kready\n")
+
+
+def test_how_far_a_long_prompt_was_read_passes_by_and_a_short_one_is_not_told_of() -> None:
+    err = Screen()
+    terminal = Terminal(Screen(), err, {})
+    show_reading(terminal, started())
+    show_reading(terminal, PromptProgress(done_tokens=2, total_tokens=3))
+    assert err.getvalue() == ""
+    show_reading(terminal, PromptProgress(done_tokens=1024, total_tokens=4096))
+    assert "reading the prompt · 4,096 tokens · 25 %" in err.getvalue()
 
 
 def test_columns_line_up_for_wide_characters() -> None:

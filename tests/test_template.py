@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_local.errors import PromptTooLong, UsageError
-from slm_local.generation import Message, Prompt, PromptRun, Role, Tags, ThinkControl, ThinkMode
+from slm_local.generation import Message, Prompt, PromptRun, ReasoningTags, Role, ThinkControl, ThinkMode
 from slm_local.template import ChatTemplate, chat, prompt_for
 
-THINK = Tags(open="<think>", close="</think>")
+THINK = ReasoningTags(open="<think>", close="</think>")
 CONTROL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<tool_call>", "  ", "À", "▁▁")
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content|trim }}<|im_end|>\n{% endfor %}"
@@ -22,7 +23,7 @@ HEAD, TAIL = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def chat_template(
-    source: str = CHATML, control_texts: Sequence[str] = CONTROL, tags: Tags | None = THINK
+    source: str = CHATML, control_texts: Sequence[str] = CONTROL, tags: ReasoningTags | None = THINK
 ) -> ChatTemplate:
     return ChatTemplate(source, bos_text="<s>", eos_text="</s>", control_texts=control_texts, tags=tags)
 
@@ -220,7 +221,7 @@ def prompt(
     source: str,
     think: ThinkMode,
     control: ThinkControl | None = None,
-    tags: Tags | None = THINK,
+    tags: ReasoningTags | None = THINK,
     messages: Sequence[Message] | None = None,
 ) -> Prompt:
     return prompt_for(
@@ -237,11 +238,11 @@ def prompt(
     ("source", "think", "control", "text", "state"),
     [
         (LEAVES, "auto", ThinkControl(), "user=Hi:", "unopened"),
-        (LEAVES, "auto", ThinkControl(force_open=True), "user=Hi:<think>\n", "open"),
+        (LEAVES, "auto", None, "user=Hi:<think>\n", "open"),
         (LEAVES, "on", ThinkControl(), "user=Hi:<think>\n", "open"),
         (LEAVES, "off", ThinkControl(), "user=Hi:<think>\n\n</think>\n\n", "closed"),
-        (LEAVES, "off", ThinkControl(force_open=True), "user=Hi:<think>\n\n</think>\n\n", "closed"),
-        (OPENS, "auto", ThinkControl(force_open=True), "Hi:<think>\n", "open"),
+        (LEAVES, "off", None, "user=Hi:<think>\n\n</think>\n\n", "closed"),
+        (OPENS, "auto", None, "Hi:<think>\n", "open"),
         (OPENS, "on", ThinkControl(), "Hi:<think>\n", "open"),
         (OPENS, "off", ThinkControl(), "Hi:<think>\n\n</think>\n\n", "closed"),
         (OPENS_BARE, "off", ThinkControl(), "Hi:<think>\n\n</think>\n\n", "closed"),
@@ -252,13 +253,13 @@ def prompt(
         (CLOSES_UNLESS_ON, "on", SWITCH, "Hi:<think>\n", "open"),
         (CLOSES_UNLESS_ON, "off", SWITCH, "Hi:<think>\n</think>", "closed"),
         (ALWAYS_CLOSES, "auto", SWITCH, "Hi:<think></think>", "closed"),
-        (ALWAYS_CLOSES, "auto", ThinkControl(force_open=True), "Hi:<think></think>", "closed"),
+        (ALWAYS_CLOSES, "auto", None, "Hi:<think></think>", "closed"),
     ],
 )
 def test_thinking_is_switched_in_the_prompt(
-    source: str, think: ThinkMode, control: ThinkControl, text: str, state: str
+    source: str, think: ThinkMode, control: ThinkControl | None, text: str, state: str
 ) -> None:
-    result = prompt(source, think, control)
+    result = prompt(source, think, control, tags=THINK if control else replace(THINK, force_open=True))
     assert texts(result.runs) == [text]
     assert result.think_state == state
 
@@ -280,7 +281,7 @@ def test_a_switch_comes_before_an_off_word() -> None:
 
 
 def test_tags_that_stand_on_no_line_of_their_own_bring_no_line_breaks() -> None:
-    tags = Tags(open="[THINK]", close="[/THINK]")
+    tags = ReasoningTags(open="[THINK]", close="[/THINK]")
     assert texts(prompt(LEAVES, "on", tags=tags).runs) == ["user=Hi:[THINK]"]
     assert texts(prompt(LEAVES, "off", tags=tags).runs) == ["user=Hi:[THINK][/THINK]"]
 

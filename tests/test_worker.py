@@ -23,9 +23,9 @@ from slm_local.generation import (
     LoadSettings,
     Message,
     ModelFacts,
+    ReasoningTags,
     Sampling,
     StreamEvent,
-    Tags,
 )
 from slm_local.worker import Worker
 from slm_local.worker.wire import from_line, to_line
@@ -220,7 +220,11 @@ def test_old_logs_are_cleared_away(tmp_path: Path) -> None:
         ),
         GenerationRequest(prompt_ids=(1, 2, 3)),
         LoadSettings(
-            backend="llamacpp", model_path="m", context_tokens=1, threads=1, tags=Tags(open="a", close="b", skip=("c",))
+            backend="llamacpp",
+            model_path="m",
+            context_tokens=1,
+            threads=1,
+            tags=ReasoningTags("a", "b", skip=("c",)),
         ),
         FailureRecord(type="UsageError", message="m", hint=None, exit_code=2),
         ModelFacts(

@@ -84,7 +84,7 @@ class Teller:
             self.terminal.say("stopped", DIM)
             return
         ending = notes.ending(outcome.reply, engine.plan.context_tokens, engine.settings.max_tokens)
-        outgrown = notes.outgrown(engine.plan, outcome.reply)
+        outgrown = None if self.flags.quiet else notes.outgrown(engine.plan, outcome.reply)
         if ending is not None:
             self.terminal.say(ending[0], YELLOW)
         if outgrown is not None:

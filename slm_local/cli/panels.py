@@ -18,6 +18,7 @@ from slm_local.cli.blocks import Block, BlockSplitter
 from slm_local.cli.markdown import rendered, rendered_tail
 from slm_local.cli.render import Terminal, rule
 from slm_local.cli.stream import Outcome
+from slm_local.cli.views import show_reading
 from slm_local.generation import AnswerDelta, Done, PromptProgress, Started, StreamEvent, ThinkDelta
 from slm_local.sanitize import Visible, one_line
 
@@ -55,16 +56,16 @@ class PanelView:
     def feed(self, event: StreamEvent, at_s: float) -> None:
         """Take an event; nothing but the prompt's progress is shown before `draw`."""
         match event:
-            case PromptProgress():
-                if event.done_tokens < event.total_tokens:
-                    self._terminal.status(f"reading the prompt {100 * event.done_tokens // event.total_tokens} %")
+            case Started() | PromptProgress():
+                if not self._is_quiet:
+                    show_reading(self._terminal, event)
             case ThinkDelta():
                 self._feed_thinking(event, at_s)
             case AnswerDelta():
                 if self._blocks is None:
                     self._begin_answer(at_s)
                 self._feed_answer(self._visible.feed(event.text))
-            case Started() | Done():
+            case Done():
                 pass
             case _:
                 assert_never(event)

@@ -113,7 +113,7 @@ def play(
     pump = _Pump(events, Collector(load_s=load_s))
     thread = threading.Thread(target=pump.run, name="events", daemon=True)
     pacer = Pacer(pace)
-    with _presses() as presses:
+    with _presses(control) as presses:
         thread.start()
         try:
             _show(pump, pacer, view, control, presses)
@@ -137,8 +137,6 @@ def _show(pump: _Pump, pacer: Pacer, view: View, control: Control, presses: list
         has_ended = pump.ended.wait(view.frame_s)
         if presses:
             pacer.tokens_per_s = None
-            if not control.cancelled:
-                control.cancel()
         now_s = time.perf_counter()
         for shown_s, event in pacer.take(pump.waiting, now_s):
             view.feed(event, shown_s)
@@ -148,13 +146,15 @@ def _show(pump: _Pump, pacer: Pacer, view: View, control: Control, presses: list
 
 
 @contextmanager
-def _presses() -> Iterator[list[int]]:
-    """Collect Ctrl-C instead of being torn out of whatever runs."""
+def _presses(control: Control) -> Iterator[list[int]]:
+    """Collect Ctrl-C instead of being torn out of whatever runs; the first one cancels at once."""
     presses: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
         presses.append(number)
+        if len(presses) == 1:
+            control.cancel()
 
     before = signal.signal(signal.SIGINT, note)
     try:

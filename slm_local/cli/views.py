@@ -20,6 +20,10 @@ PIPE_FRAME_S = 0.02
 """Short beside what a reader at the other end notices, long beside the time of a token."""
 
 
+SLOW_PROMPT_TOKENS = 256
+"""So many tokens left to read take long enough to be told of."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """What a reply is about: who answers and what was asked."""
@@ -59,6 +63,16 @@ def nothing_yet() -> Reply:
     return Reply(thinking="", answer="", finish="error", cut="none", usage=Usage(), timings=Collector().reply().timings)
 
 
+def show_reading(terminal: Terminal, event: Started | PromptProgress) -> None:
+    """Show in a passing line how far a prompt has been read, where that takes a while."""
+    if isinstance(event, Started):
+        done, total = event.cached_tokens or 0, event.prompt_tokens or 0
+    else:
+        done, total = event.done_tokens, event.total_tokens
+    if total - done >= SLOW_PROMPT_TOKENS:
+        terminal.status(f"reading the prompt · {total:,} tokens · {100 * done // total} %")
+
+
 class PlainView:
     """The answer on stdout as it comes, thinking on stderr; on a terminal without escapes titled rules part them."""
 
@@ -67,6 +81,7 @@ class PlainView:
     def __init__(self, terminal: Terminal, subject: Subject, *, shows_thinking: bool, is_quiet: bool = False) -> None:
         self._terminal = terminal
         self._subject = subject
+        self._is_quiet = is_quiet
         self._shows_thinking = shows_thinking and not is_quiet
         self._has_rules = terminal.out_is_terminal and not is_quiet
         self._dims = terminal.err_is_rich and not self._has_rules
@@ -84,7 +99,10 @@ class PlainView:
             case AnswerDelta():
                 self._to_side("answer")
                 self._put(self._visible.feed(event.text))
-            case Started() | PromptProgress() | Done():
+            case Started() | PromptProgress():
+                if not self._is_quiet:
+                    show_reading(self._terminal, event)
+            case Done():
                 pass
             case _:
                 assert_never(event)

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from slm_local.errors import UnknownModel, UsageError
-from slm_local.generation import Tags, ThinkControl
+from slm_local.generation import ReasoningTags, ThinkControl
 from slm_local.model import ModelSpec, Variant
 from slm_local.registry import references
 from slm_local.registry.checks import Fault
@@ -174,7 +174,7 @@ def _scripted(reference: str, file: str, settings: Mapping[str, str], environmen
         id=f"scripted:{file}",
         name=path.stem,
         family="scripted",
-        tags=Tags(open="<think>", close="</think>"),
+        tags=ReasoningTags(open="<think>", close="</think>"),
         think=ThinkControl(switch="enable_thinking"),
         variants=(Variant(kind="gguf", quant="none", path=str(path), size_bytes=path.stat().st_size),),
         origin="file",

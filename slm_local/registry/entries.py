@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_local.generation import Tags, ThinkControl
+from slm_local.generation import ReasoningTags, ThinkControl
 from slm_local.model import ModelSpec, SamplingDefaults, Shape, Variant
 from slm_local.registry import checks, form
 from slm_local.registry.checks import Fault, Schema
@@ -144,13 +144,13 @@ def _spec(model: str, meant: Meant, origin: str) -> ModelSpec:
     )
 
 
-def _tags(table: Meant) -> Tags:
+def _tags(table: Meant) -> ReasoningTags:
     for key in ("open", "close"):
         if key not in table:
             raise Fault(f"lacks its key '{key}'", ("tags",))
     if table["open"] == table["close"]:
         raise Fault("must differ from the opening tag", ("tags", "close"))
-    return Tags(**table)
+    return ReasoningTags(**table)
 
 
 def _variant(table: Meant, position: int, is_embedded: bool) -> Variant:

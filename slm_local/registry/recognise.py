@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm_local.generation import Tags, ThinkControl
+from slm_local.generation import ReasoningTags, ThinkControl
 from slm_local.model import ModelSpec, SamplingDefaults, Shape, Variant
+from slm_local.reasoning import derive_tags, derive_think_control
 
 if TYPE_CHECKING:
     from slm_local.gguf_header import GgufHeader
@@ -62,7 +63,7 @@ def spec_for_file(
     )
 
 
-def derived_thinking(header: GgufHeader) -> tuple[Tags | None, ThinkControl | None, str]:
+def derived_thinking(header: GgufHeader) -> tuple[ReasoningTags | None, ThinkControl | None, str]:
     """Derive tags and think control from a template and a vocabulary; the third says which of them told."""
     tags, source = derive_tags(header.chat_template, lambda _: False), "template"
     if tags is None:
@@ -133,7 +134,7 @@ def _with_header(model: ModelSpec, header: GgufHeader, variant: Variant) -> Mode
     )
 
 
-def _thinking_line(tags: Tags | None, control: ThinkControl | None, source: str) -> str:
+def _thinking_line(tags: ReasoningTags | None, control: ThinkControl | None, source: str) -> str:
     if tags is None or control is None:
         return "neither its template nor its vocabulary marks thinking"
     switch = f", switched by {control.switch or control.off_word}" if control.switch or control.off_word else ""

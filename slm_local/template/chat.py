@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from slm_local.errors import ModelBroken, PromptTooLong, UsageError
-from slm_local.generation import Message, PromptRun, Tags
+from slm_local.generation import Message, PromptRun, ReasoningTags
 from slm_local.template.limits import Limits
 from slm_local.template.standins import Protected, StandIns, protected_texts
 
@@ -28,7 +28,7 @@ class ChatTemplate:
     """A parsed template. One thread at a time."""
 
     def __init__(
-        self, source: str, *, bos_text: str, eos_text: str, control_texts: Sequence[str], tags: Tags | None
+        self, source: str, *, bos_text: str, eos_text: str, control_texts: Sequence[str], tags: ReasoningTags | None
     ) -> None:
         """Parse the template. Errors: `ModelBroken` naming `--template FILE`."""
         self._source = _encodable(source)

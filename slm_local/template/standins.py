@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from slm_local.errors import UsageError
-from slm_local.generation import PromptRun, Tags
+from slm_local.generation import PromptRun, ReasoningTags
 
 PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
-def protected_texts(control_texts: Sequence[str], tags: Tags | None) -> tuple[str, ...]:
+def protected_texts(control_texts: Sequence[str], tags: ReasoningTags | None) -> tuple[str, ...]:
     """Return the texts that must not become tokens out of users' text, longest first.
 
     White space (many vocabularies have tokens for runs of it) and single characters (DeepSeek's has tokens for some

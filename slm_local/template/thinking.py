@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from slm_local.errors import UsageError
-from slm_local.generation import Message, Prompt, PromptRun, Tags, ThinkControl, ThinkMode
+from slm_local.generation import Message, Prompt, PromptRun, ReasoningTags, ThinkControl, ThinkMode
 from slm_local.reasoning import think_state
 from slm_local.template.chat import ChatTemplate
 
@@ -18,7 +18,7 @@ def prompt_for(
     messages: Sequence[Message],
     think: ThinkMode,
     control: ThinkControl,
-    tags: Tags | None,
+    tags: ReasoningTags | None,
     adds_bos: bool,
 ) -> Prompt:
     """Render a conversation with thinking as asked for; `think_state` is read off the result.
@@ -40,11 +40,11 @@ def prompt_for(
 
 
 def _closed(
-    template: ChatTemplate, messages: Sequence[Message], control: ThinkControl, tags: Tags, adds_bos: bool
+    template: ChatTemplate, messages: Sequence[Message], control: ThinkControl, tags: ReasoningTags, adds_bos: bool
 ) -> Runs:
     """Switch thinking off: by variable, else by word; then close what the prompt still leaves open."""
     if control.switch is None and control.off_word is None and not control.off_block:
-        raise UsageError("this model's thinking can't be switched off", hint="keep it short: --think low")
+        raise UsageError("this model's thinking can't be switched off", hint="leave it out: --think auto")
     if control.switch is None and control.off_word is not None:
         messages = _with_system_word(messages, control.off_word)
     runs = template.render(messages, adds_bos=adds_bos, variables=_switched(control, False))
@@ -58,7 +58,7 @@ def _closed(
             return runs
 
 
-def _opened(runs: Runs, tags: Tags) -> Runs:
+def _opened(runs: Runs, tags: ReasoningTags) -> Runs:
     """Open thinking where the prompt leaves it unopened."""
     match think_state(_tail(runs), tags):
         case "open":
@@ -73,7 +73,7 @@ def _opened(runs: Runs, tags: Tags) -> Runs:
 
 
 def _as_left(
-    template: ChatTemplate, messages: Sequence[Message], control: ThinkControl, tags: Tags, adds_bos: bool
+    template: ChatTemplate, messages: Sequence[Message], control: ThinkControl, tags: ReasoningTags, adds_bos: bool
 ) -> Runs:
     """Leave thinking to the template, but for one that closes it only because its switch was not set."""
     runs = template.render(messages, adds_bos=adds_bos)
@@ -81,10 +81,10 @@ def _as_left(
     if state == "closed" and control.switch is not None:
         # llama.cpp's copies of the templates of R1-Distill-Qwen-32B and QwQ do so; a reasoning model should think.
         return template.render(messages, adds_bos=adds_bos, variables=_switched(control, True))
-    return _opened(runs, tags) if state == "unopened" and control.force_open else runs
+    return _opened(runs, tags) if state == "unopened" and tags.force_open else runs
 
 
-def _line_break(tags: Tags) -> str:
+def _line_break(tags: ReasoningTags) -> str:
     """Return what the tag's family writes after a tag: `<think>` stands on a line of its own, `[THINK]` does not."""
     return "" if tags.open.endswith(("|>", "]")) else "\n"
 
@@ -110,5 +110,5 @@ def _appended(runs: Runs, text: str) -> Runs:
     return (*runs, PromptRun(text=text, allows_control=True))
 
 
-def _prompt(runs: Runs, tags: Tags | None) -> Prompt:
+def _prompt(runs: Runs, tags: ReasoningTags | None) -> Prompt:
     return Prompt(runs=runs, think_state=think_state(_tail(runs), tags))

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from slm_local.tiny.batches import Example, Kind, Writer
 from slm_local.tiny.model import Shape, TinyLlama
 from slm_local.tiny.muon import Muon
 
-TOKENS = 10_000_000
+TOKENS = 12_500_000
 """Training tokens of each model, prompts and padding-free lengths included."""
 
 SEED = 20261121
@@ -29,11 +30,17 @@ TOKENIZER_TEXTS = 30_000
 MUON_LR = 0.02
 ADAM_LR = 3e-3
 WARMUP_STEPS = 30
-DECAY_START = 0.31
-"""Share of the budget with a constant rate; nearly everything is learnt while the rate falls."""
+RATES: dict[Kind, tuple[tuple[float, float], ...]] = {
+    "reasoner": ((0.248, 1.0), (0.4331, 0.6647), (1.0, 0.0)),
+    "direct": ((0.248, 1.0), (0.5041, 0.536), (1.0, 0.0)),
+}
+"""Share of the tokens and factor on the peak rate there; constant before the first point, linear between two.
 
-CURRICULUM_END = 0.12
-LATE_START = 0.65
+The bends are where the budget was raised from 10 to 12.5 million tokens. Nearly everything is learnt as the rate falls.
+"""
+
+CURRICULUM_END = 0.096
+LATE_START = 0.60
 """Share of the budget after which weighing takes half of the mix."""
 
 REPORT_S = 10.0
@@ -63,10 +70,10 @@ class Progress:
     seconds: float = 0.0
 
 
-def learning_rate(done: float, steps: int) -> float:
-    """Return the factor on the peak rate: warm-up, constant, then linear to zero at `done` = 1."""
-    decay = min(1.0, (1.0 - done) / (1.0 - DECAY_START))
-    return max(0.0, decay) * min(1.0, (steps + 1) / WARMUP_STEPS)
+def learning_rate(kind: Kind, done: float, steps: int) -> float:
+    """Return the factor on the peak rate when a share `done` of the tokens is spent."""
+    shares, factors = zip(*RATES[kind], strict=True)
+    return float(np.interp(done, shares, factors)) * min(1.0, (steps + 1) / WARMUP_STEPS)
 
 
 def tensors(batch: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,7 +138,7 @@ class Trainer:
         return list(batches.cut_batches(pool, Random(f"order/{self.plan.seed}/{number}")))
 
     def _step(self, batch: list[Example]) -> float:
-        factor = learning_rate(self.progress.tokens / self.plan.tokens, self.progress.steps)
+        factor = learning_rate(self.plan.kind, self.progress.tokens / self.plan.tokens, self.progress.steps)
         for optimizer, peak in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor

@@ -149,7 +149,7 @@ def thinker(request: pytest.FixtureRequest, script: ScriptWriter, tmp_path: Path
 
 def test_thinking_and_answer_come_apart(thinker: Runner) -> None:
     heard = hear(thinker, ask("Where?"))
-    assert (heard.thinking, heard.answer) == ("I wonder.", "It is Paris.")
+    assert (heard.thinking, heard.answer) == ("I wonder.\n", "It is Paris.")
     usage = heard.reply.usage
     assert usage.tag_tokens == 3
     assert usage.think_tokens == 6

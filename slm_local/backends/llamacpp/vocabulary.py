@@ -46,8 +46,9 @@ class Vocabulary:
         return known
 
     def control_texts(self) -> tuple[str, ...]:
-        """Return the texts of all control and user-defined tokens."""
-        wanted = self._lib.LLAMA_TOKEN_ATTR_CONTROL | self._lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+        """Return the texts of all tokens that llama.cpp finds in a text whole: control, user-defined and unknown."""
+        lib = self._lib
+        wanted = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED | lib.LLAMA_TOKEN_ATTR_UNKNOWN
         attributes, vocab = self._lib.llama_vocab_get_attr, self._vocab
         found = [token for token in range(self.size) if attributes(vocab, token) & wanted]
         return tuple(text for token in found if (text := self.piece(token).decode("utf-8", "replace")))
