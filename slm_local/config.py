@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -213,16 +213,22 @@ def _default(name: str) -> object:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("takes a text")
+    if not isinstance(value, str) or not value.strip() or not _is_utf8(value):
+        raise ValueError("takes a text in UTF-8")
     return value
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    given = (value,) if isinstance(value, str) else value
-    if not isinstance(given, list | tuple) or not given or not all(isinstance(each, str) and each for each in given):
-        raise ValueError("takes one text or a list of texts, none of them empty")
-    return tuple(given)
+    given: Sequence[object] = value if isinstance(value, list | tuple) else (value,)
+    texts = tuple(each for each in given if isinstance(each, str) and each and _is_utf8(each))
+    if not texts or len(texts) < len(given):
+        raise ValueError("takes one text in UTF-8 or a list of them, none empty")
+    return texts
+
+
+def _is_utf8(text: str) -> bool:
+    """Tell whether a text is whole: bytes of a command line that are no UTF-8 become lone surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _switch(value: object) -> bool:

@@ -79,7 +79,7 @@ def test_the_help_names_every_command(chat: Chat) -> None:
 
 def test_think_and_set_change_what_show_shows(chat: Chat) -> None:
     err = chat("/think off", "/set temperature 0.25", "/set seed 7", "/system Be brief.", "/show").err
-    for line in ("think off", "temperature 0.25", "seed:      7", "system:    Be brief.", "history:   1 messages"):
+    for line in ("think off", "temperature 0.25", "seed:      7", "system:    Be brief.", "history:   1 message"):
         assert line in err
 
 
@@ -125,7 +125,7 @@ def test_a_history_that_no_longer_fits_refuses_the_turn_and_drop_makes_room(chat
     result = chat(long, "y" * 100, "/drop", "z" * 100, flags=("--ctx", "256"), rows=said("one", "two"))
     assert result.out == "one\ntwo\n"
     assert "the context holds 256\nhint: /drop removes the oldest turn, /clear all\n" in result.err
-    assert "dropped 2 messages, 0 are left" in result.err
+    assert "dropped 2 messages; left: 0" in result.err
 
 
 def test_clear_empties_the_conversation(chat: Chat) -> None:
@@ -164,6 +164,12 @@ def test_a_file_goes_before_the_first_prompt_only(chat: Chat, tmp_path: Path) ->
     text = file.read_text(encoding="utf-8")
     assert "the notes\n\none\n" in text
     assert text.count("the notes") == 1
+
+
+def test_a_line_that_is_not_utf8_is_replaced_and_told_of(slm: Slm, script: ScriptWriter) -> None:
+    result = slm("chat", f"scripted:{script(*said('fine'))}", stdin=b"caf\xe9\n")
+    assert result.out == "fine\n"
+    assert "the line holds bytes that are not UTF-8" in result.err
 
 
 def test_without_a_model_and_a_terminal_there_is_nothing_to_ask(slm: Slm) -> None:

@@ -152,6 +152,8 @@ def test_a_variable_that_looks_misspelt_is_named_and_another_programs_is_passed_
         ("stop", ("", "x")),
         ("stop", 3),
         ("system", "  "),
+        ("system", "caf\udce9"),
+        ("stop", ("caf\udce9",)),
         ("hide_thinking", "maybe"),
         ("no_think", "maybe"),
     ],

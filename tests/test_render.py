@@ -263,6 +263,20 @@ def test_panels_show_everything_once_the_stream_is_over() -> None:
     assert text.endswith("last\n")
 
 
+def test_thinking_is_broken_between_words_however_it_came() -> None:
+    words = [f"word{number}" for number in range(100)]
+    for chunks in (words, [" ".join(words)]):
+        screen = Screen()
+        view = panels(screen)
+        for chunk in chunks:
+            view.feed(ThinkDelta(text=chunk + " ", tokens=1), 0.0)
+        view.feed(AnswerDelta(text="done", tokens=1), 0.0)
+        view.close(Outcome(reply=reply()))
+        thinking = ESCAPES.sub("", screen.getvalue()).split("── answer")[0]
+        assert thinking.split("─\n")[1].split() == words
+        assert max(map(len, thinking.splitlines())) <= 80
+
+
 def test_a_redraw_does_not_grow_with_the_text_before_it() -> None:
     screen = Screen()
     view = panels(screen)

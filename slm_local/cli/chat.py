@@ -98,6 +98,8 @@ class _Chat:
                 self._files.clear()
         except SlmError as error:
             self._terminal.error(_in_chat(error))
+        except KeyboardInterrupt:  # while a model was being opened
+            self._terminal.say("stopped", DIM)
         return True
 
     def _answer(self, prompt: str) -> None:
@@ -154,7 +156,7 @@ class _Chat:
         for name, value in notes.chosen_settings(self._engine.settings).items():
             self._terminal.say(f"{name + ':':<11}{value}")
         messages = self._session.messages
-        self._terminal.say(f"history:   {len(messages)} messages")
+        self._terminal.say(f"history:   {_messages(len(messages))}")
 
     def _stats(self, _: str) -> None:
         if self._session.last_reply is None:
@@ -183,7 +185,7 @@ class _Chat:
 
     def _drop(self, _: str) -> None:
         dropped = self._session.drop()
-        self._terminal.say(f"dropped {dropped} messages, {len(self._session.messages)} are left", DIM)
+        self._terminal.say(f"dropped {_messages(dropped)}; left: {len(self._session.messages)}", DIM)
 
     def _clear(self, _: str) -> None:
         self._session.clear()
@@ -221,6 +223,10 @@ def _in_chat(error: SlmError) -> SlmError:
     if isinstance(error, PromptTooLong):
         return PromptTooLong(error.message, hint="/drop removes the oldest turn, /clear all")
     return error
+
+
+def _messages(count: int) -> str:
+    return f"{count} message" if count == 1 else f"{count} messages"
 
 
 LEAVING = ("/exit", "/bye", "/quit")

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from slm_local.cli.prompt import whole_text
 from slm_local.cli.render import DIM, Terminal
 from slm_local.paths import make_folder
 from slm_local.system import lock_down_file
@@ -69,20 +70,19 @@ class Lines:
         return "\n".join(lines).strip("\n")
 
     def _line(self, prompt: str) -> str | None:
-        if not self._is_person:
-            return self._piped_line()
+        line = self._typed_line(prompt) if self._is_person else self._piped_line()
+        return None if line is None else whole_text(line, self._terminal, "the line")
+
+    def _typed_line(self, prompt: str) -> bytes | None:
         try:
-            if self._terminal.out_is_terminal:
-                return input(prompt)
-            self._terminal.talk(prompt)  # stdout is data
-            return input()
+            if not self._terminal.out_is_terminal:  # stdout is data
+                self._terminal.talk(prompt)
+                prompt = ""
+            return input(prompt).encode("utf-8", "surrogateescape")
         except EOFError:
             self._terminal.talk("\n")
             return None
 
-    def _piped_line(self) -> str | None:
+    def _piped_line(self) -> bytes | None:
         data = sys.stdin.buffer.readline() if sys.stdin is not None else b""
-        text = data.decode("utf-8", "replace")
-        if text.encode() != data:
-            self._terminal.say("stdin holds bytes that are not UTF-8; they were replaced by U+FFFD", DIM)
-        return text.rstrip("\r\n") if data else None
+        return data.rstrip(b"\r\n") if data else None

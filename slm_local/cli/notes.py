@@ -85,7 +85,7 @@ def outgrown(plan: Plan, reply: Reply) -> str | None:
     if not plan.spec.embedded:
         return None
     refuses = bool(plan.spec.refusal) and reply.answer.strip().startswith(plan.spec.refusal or "")
-    if not refuses and reply.finish in ("stop", "cancelled", "error"):
+    if not refuses and reply.finish not in ("context", "loop", "empty"):
         return None
     return (
         f"{plan.spec.id} is a toy of {(plan.spec.parameters or 0) / 1e6:.1f} million parameters that ships inside slm; "

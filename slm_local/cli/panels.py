@@ -103,9 +103,7 @@ class PanelView:
 
     def _thinking_tail(self, remark: str) -> list[RenderableType]:
         """Move the lines of thinking that are complete to what is printed; return the rest and the status."""
-        *lines, rest = Text(self._line, style="dim", overflow="fold").wrap(
-            self._terminal.console, self._terminal.columns
-        ) or [Text()]
+        *lines, rest = self._wrapped(self._line)
         self._complete += lines
         self._line = rest.plain
         status = Text(f"thinking · {self._counts()} · {remark}", style="cyan", no_wrap=True, overflow="ellipsis")
@@ -113,8 +111,13 @@ class PanelView:
 
     def _end_thinking(self) -> None:
         if self._shows_thinking:
-            self._line += self._visible.flush()
-            self._complete += [Text(line, style="dim", overflow="fold") for line in self._line.splitlines()]
+            text = (self._line + self._visible.flush()).rstrip()
+            self._complete += self._wrapped(text) if text else []
+
+    def _wrapped(self, text: str) -> list[Text]:
+        """Return thinking in lines, broken between words; at least one."""
+        lines = Text(text, style="dim", overflow="fold").wrap(self._terminal.console, self._terminal.columns)
+        return list(lines) or [Text()]
 
     def _begin_answer(self, at_s: float) -> None:
         self._blocks = BlockSplitter()

@@ -48,10 +48,7 @@ def joined_prompt(terminal: Terminal, words: Sequence[str], files: Sequence[str]
 
     Order: words, stdin; with files: files, stdin, words. `UsageError` for an empty prompt or a file that is no text.
     """
-    text = " ".join(words)
-    clean = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    if clean != text:
-        terminal.say("the prompt holds bytes that are not UTF-8; they were replaced by U+FFFD", DIM)
+    clean = whole_text(" ".join(words).encode("utf-8", "surrogateescape"), terminal, "the prompt")
     is_person = sys.stdin is not None and sys.stdin.isatty()
     piped = "" if is_person else _stdin(terminal)
     contents = [file_text(path) for path in files]
@@ -76,10 +73,15 @@ def _stdin(terminal: Terminal) -> str:
         raise UsageError(f"stdin can't be read: {error.strerror}", hint=EMPTY_HINT + " < /dev/null") from error
     finally:
         notice.cancel()
+    return whole_text(data, terminal, "stdin").rstrip("\r\n")
+
+
+def whole_text(data: bytes, terminal: Terminal, where: str) -> str:
+    """Return bytes as text; what is not UTF-8 in them is replaced by U+FFFD and told of."""
     text = data.decode("utf-8-sig", "replace")
     if text.encode() != data.removeprefix(b"\xef\xbb\xbf"):
-        terminal.say("stdin holds bytes that are not UTF-8; they were replaced by U+FFFD", DIM)
-    return text.rstrip("\r\n")
+        terminal.say(f"{where} holds bytes that are not UTF-8; they were replaced by U+FFFD", DIM)
+    return text
 
 
 def file_text(name: str) -> str:
