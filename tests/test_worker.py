@@ -106,7 +106,12 @@ def test_a_child_that_does_not_answer_a_cancel_is_ended(
     worker = opened(script({"text": "some"}, {"fault": "hang"}))
     control = Control()
     events: list[StreamEvent] = []
-    threading.Thread(target=lambda: (wait_until(lambda: bool(text_of(events))), control.cancel())).start()
+
+    def cancel_once_it_speaks() -> None:
+        wait_until(lambda: bool(text_of(events)))
+        control.cancel()
+
+    threading.Thread(target=cancel_once_it_speaks).start()
     with pytest.raises(WorkerCrashed, match="did not stop when asked"):
         collect(worker.stream(ask("go"), control), events)
     assert text_of(events) == "some"

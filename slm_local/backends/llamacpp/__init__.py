@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_local.backends.base import prompt_too_long
-from slm_local.backends.llamacpp.library import AbortFlag, bindings
+from slm_local.backends.llamacpp.library import AbortFlag, bindings, quiet_log
 from slm_local.backends.llamacpp.prefill import ChunkTuner
 from slm_local.backends.llamacpp.sampling import sampler_chain
 from slm_local.backends.llamacpp.sequences import KvCache, Slot
@@ -59,6 +59,7 @@ class LlamaCppBackend:
     def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
         """Load a GGUF file. Errors: `EngineMissing`, `ModelBroken`, `DoesNotFit`, `Interrupted`."""
         self._lib = lib = bindings()
+        quiet_log(lib)
         lib.llama_backend_init()
         self._model = self._load_model(settings, control, on_progress)
         self._vocabulary = Vocabulary(lib, self._model)

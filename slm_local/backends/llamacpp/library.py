@@ -20,6 +20,9 @@ SHORT_SPIN = "1000"
 """OpenMP spins before it sleeps. The default costs up to two thirds of the speed when another program takes a core;
 passive waiting costs half on a quiet machine; 1000 costs nothing on either (measured with 135M and 1.5B models)."""
 
+LOG_INFO, LOG_CONTINUES = 2, 5
+"""Levels of ggml's log: debug is below info; a continuation has the level of what it continues."""
+
 
 def bindings() -> Any:
     """Import `llama_cpp.llama_cpp` without its package's `__init__`; set the OpenMP spin before the library loads.
@@ -48,6 +51,23 @@ def bindings() -> Any:
     finally:
         if sys.modules.get("llama_cpp") is shell:
             del sys.modules["llama_cpp"]  # whoever imports the real package later gets the real package
+
+
+def quiet_log(library: Any) -> None:
+    """Have llama.cpp write its log to descriptor 2 without debug lines, for the rest of this process."""
+    if hasattr(library, "slm_log_callback"):
+        return
+    shown = True
+
+    @library.llama_log_callback
+    def write(level: int, text: bytes, _data: object) -> None:
+        nonlocal shown
+        shown = shown if level == LOG_CONTINUES else level >= LOG_INFO
+        if shown:
+            os.write(2, text)
+
+    library.slm_log_callback = write  # C keeps the pointer: it must live as long as the library
+    library.llama_log_set(write, None)
 
 
 class AbortFlag:
