@@ -229,10 +229,12 @@ def _spec_here(resolved: Resolved, registry: Registry) -> tuple[ModelSpec, tuple
 
 
 def _runnable(choice: Choice) -> Plan:
-    """Return the best plan, if it can run now. Errors: `DownloadFailed`, `DoesNotFit`."""
+    """Return the best plan, if it can run now. Errors: `DownloadFailed`, `ModelBroken`, `DoesNotFit`."""
     plan = choice.plans[0]
     if plan.variant.path is None:
         raise _not_here(choice.spec, plan.variant)
+    if plan.backend == "llamacpp":
+        checked_header(Path(plan.variant.path), paths().cache)  # before native code sees the file
     if not plan.fits:
         raise does_not_fit(plan)
     return plan

@@ -135,6 +135,16 @@ def test_a_file_that_is_no_gguf_never_reaches_native_code(tmp_path: Path) -> Non
         open_model(str(path))
 
 
+def test_a_registry_models_file_is_checked_like_any_other(slm_home: Path) -> None:
+    variant = choose("qwen3-0.6b").spec.variants[0]
+    assert variant.file is not None
+    path = slm_home / "models" / variant.file
+    path.parent.mkdir()
+    path.write_text("<!DOCTYPE html><html>404</html>")
+    with pytest.raises(ModelBroken, match=variant.file):
+        open_model("qwen3-0.6b")
+
+
 def test_a_template_file_replaces_the_models_own(script: ScriptWriter, tmp_path: Path) -> None:
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages[0].content }}!")

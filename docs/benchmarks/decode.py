@@ -7,7 +7,7 @@ how). What is measured, all on one GGUF file with the same threads:
    greedy, A B A B, the median of the pairs' ratios. llama-bench neither samples nor makes text.
 2. the same with the model's own sampling, and the sampler's milliseconds a token apart.
 3. our own overhead: time a token spent outside `llama_decode` and the sampler, median of 200 tokens around token 200
-   and around token 8,000.
+   and around token 8,000 (`--overhead-at`).
 4. cancel: from the cancel in the middle of a long prefill to the last event, and whether the next turn works.
 """
 
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--temp", type=float, default=0.2)
     parser.add_argument("--top-p", type=float, default=0.9)
-    parser.add_argument("--overhead-at", type=int, nargs=2, default=(200, 7500))
+    parser.add_argument("--overhead-at", type=int, nargs=2, default=(200, 8000))
     given = parser.parse_args()
 
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f}")

@@ -22,7 +22,7 @@ from slm_local.tiny.batches import Example, Kind, Writer
 from slm_local.tiny.model import Shape, TinyLlama
 from slm_local.tiny.muon import Muon
 
-TOKENS = 12_500_000
+TOKENS = 14_000_000
 """Training tokens of each model, prompts and padding-free lengths included."""
 
 SEED = 20261121
@@ -31,16 +31,16 @@ MUON_LR = 0.02
 ADAM_LR = 3e-3
 WARMUP_STEPS = 30
 RATES: dict[Kind, tuple[tuple[float, float], ...]] = {
-    "reasoner": ((0.248, 1.0), (0.4331, 0.6647), (1.0, 0.0)),
-    "direct": ((0.248, 1.0), (0.5041, 0.536), (1.0, 0.0)),
+    "reasoner": ((0.2214, 1.0), (0.3867, 0.6647), (0.705, 0.2466), (1.0, 0.0)),
+    "direct": ((0.2214, 1.0), (0.4501, 0.536), (0.7831, 0.1328), (1.0, 0.0)),
 }
 """Share of the tokens and factor on the peak rate there; constant before the first point, linear between two.
 
-The bends are where the budget was raised from 10 to 12.5 million tokens. Nearly everything is learnt as the rate falls.
+The bends are where the budget was raised from 10 to 12.5 and to 14 million tokens. Nearly everything is learnt as the rate falls.
 """
 
-CURRICULUM_END = 0.096
-LATE_START = 0.60
+CURRICULUM_END = 0.0857
+LATE_START = 0.5357
 """Share of the budget after which weighing takes half of the mix."""
 
 REPORT_S = 10.0
