@@ -163,6 +163,15 @@ def test_r1_distills_sample_as_their_authors_say_and_open_thinking(registry: Reg
         assert spec.tags == ReasoningTags("<think>", "</think>", force_open=True)
 
 
+def test_what_the_registry_says_of_embedded_models_is_what_their_files_say(registry: Registry) -> None:
+    for spec in (spec for spec in registry.models if spec.embedded):
+        assert spec.variants[0].path is not None
+        header = read_header(Path(spec.variants[0].path))
+        assert (spec.parameters, spec.context_tokens) == (header.parameters, header.context_tokens)
+        assert (spec.shape, spec.architecture) == (header.shape, header.architecture)
+        assert spec.variants[0].quant == header.quant
+
+
 def test_embedded_models_lie_in_the_package_and_are_greedy(registry: Registry) -> None:
     embedded = [spec for spec in registry.models if spec.embedded]
     assert [spec.id for spec in embedded] == ["tiny-reasoner", "tiny-direct"]

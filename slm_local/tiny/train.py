@@ -117,6 +117,8 @@ class Trainer:
         while self.progress.tokens < self.plan.tokens:
             losses: list[float] = []
             for batch in self._next_pool():
+                if self.progress.tokens >= self.plan.tokens:
+                    break
                 losses.append(self._step(batch))
                 self.progress.seconds = time.monotonic() - started
                 if self.progress.seconds - (reported_at - started) >= REPORT_S:
