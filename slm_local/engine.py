@@ -89,7 +89,7 @@ def open_model(
 
 
 class Engine:
-    """An open model. A context manager; `close` ends its child."""
+    """An open model. A context manager; `close` ends its child, and a later request would start another."""
 
     def __init__(self, choice: Choice, *, on_status: Status | None = None) -> None:
         self.spec = choice.spec
@@ -131,8 +131,13 @@ class Engine:
     def request(
         self, messages: Sequence[Message] | str, *, think: ThinkMode | None = None, max_tokens: int | None = None
     ) -> GenerationRequest:
-        """Make a request with the user's settings over the model's defaults; a string is a single user turn."""
+        """Make a request with the user's settings over the model's defaults; a string is a single user turn.
+
+        Errors: `UsageError` for a prompt of nothing but white space.
+        """
         if isinstance(messages, str):
+            if not messages.strip():
+                raise UsageError("the prompt is empty", hint='slm run MODEL "What is 47 + 38?"')
             shown = [Message(role="system", content=self.system)] if self.system else []
             messages = [*shown, Message(role="user", content=messages)]
         think = think or self.settings.think

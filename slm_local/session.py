@@ -20,6 +20,8 @@ class ChatSession:
         self.system = system if system is not None else engine.system
         self.think: ThinkMode = engine.settings.think
         self.last_reply: Reply | None = None
+        self.unanswered: str | None = None
+        """The prompt said last, where no answer to it was kept; `regenerate` asks it again."""
         self._turns: list[tuple[str, Reply]] = []
 
     @property
@@ -37,16 +39,21 @@ class ChatSession:
 
     def send(self, text: str, control: Control | None = None) -> Iterator[StreamEvent]:
         """Say something; yield the reply's events. Errors: those of `Engine.stream`."""
+        self.unanswered = text
         request = self.engine.request((*self.messages, Message(role="user", content=text)), think=self.think)
         for event in self.engine.stream(request, control):
             if isinstance(event, Done):
                 self.last_reply = event.reply
                 if event.reply.answer:
                     self._turns.append((text, event.reply))
+                    self.unanswered = None
             yield event
 
     def regenerate(self, control: Control | None = None) -> Iterator[StreamEvent]:
         """Answer the last prompt anew; the old answer stays when there is no new one. Errors: `UsageError`."""
+        if self.unanswered is not None:
+            yield from self.send(self.unanswered, control)
+            return
         if not self._turns:
             raise UsageError("there is no answer to write anew", hint="say something first")
         old = self._turns.pop()
@@ -56,6 +63,7 @@ class ChatSession:
         finally:
             if len(self._turns) == before:
                 self._turns.append(old)
+                self.unanswered = None
 
     def undo(self) -> str | None:
         """Remove the newest turn; return its prompt, or None when there is none."""
@@ -71,6 +79,7 @@ class ChatSession:
     def clear(self) -> None:
         """Remove all turns; the system prompt stays."""
         self._turns.clear()
+        self.unanswered = None
 
     def switch(self, engine: Engine) -> None:
         """Go on with another model; the history is kept, the old engine is the caller's to close."""

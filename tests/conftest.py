@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 
 ScriptWriter = Callable[..., Path]
+
+# A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that: tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_WEIGHTS = Path(__file__).parents[1] / "slm_local" / "tiny" / "weights"
 

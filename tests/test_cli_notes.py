@@ -71,8 +71,9 @@ def test_an_embedded_model_that_answers_or_was_cut_by_the_person_says_nothing(re
 
 
 def test_a_long_prompt_is_not_repeated_in_the_line_to_type() -> None:
-    assert notes.better_line(SPEC, "it's") == """slm run tiny 'it'"'"'s'"""
-    assert notes.better_line(SPEC, "x" * 200) == "slm run tiny ..."
+    assert notes.better_line(SPEC, "it's", is_here=True) == """slm run tiny 'it'"'"'s'"""
+    assert notes.better_line(SPEC, "x" * 200, is_here=True) == "slm run tiny ..."
+    assert notes.better_line(SPEC, "it's", is_here=False) == "slm plan tiny"
 
 
 def test_sampling_in_words_names_what_does_something() -> None:

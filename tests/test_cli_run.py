@@ -220,7 +220,7 @@ def test_a_failure_before_the_first_event_is_a_json_object_with_the_error(slm: S
     result = slm("run", "nothing-like-it", "x", "--json")
     value = json.loads(result.out)
     assert list(value) == [*REPLY_KEYS, "error"]
-    assert (value["model"], value["prompt"], value["finish"]) == ("nothing-like-it", "", "error")
+    assert (value["model"], value["prompt"], value["finish"]) == ("nothing-like-it", "x", "error")
     assert list(value["error"]) == ["type", "message", "hint", "exit_code"]
     assert (value["error"]["type"], value["error"]["exit_code"], result.code) == ("UnknownModel", 2, 2)
     assert result.err.startswith("error: ")
@@ -262,7 +262,7 @@ def test_an_embedded_model_out_of_its_depth_names_a_better_one(slm: Slm) -> None
     result = slm("run", "tiny-reasoner", "a" * 495)  # leaves no room to think
     assert result.code == 0
     assert "tiny-reasoner is a toy of 1.8 million parameters that ships inside slm" in result.err
-    assert re.match(r"hint: slm run [\w.-]+ \.\.\.$", result.err.splitlines()[-1])
+    assert re.match(r"hint: slm plan [\w.-]+$", result.err.splitlines()[-1])
 
 
 # ---- a process of its own
@@ -328,3 +328,10 @@ def test_output_that_can_not_be_written_is_said() -> None:
 def test_slm_is_also_a_module() -> None:
     done = slm_process("--version")
     assert (done.returncode, done.stdout.split()[0]) == (0, b"slm")
+
+
+@pytest.mark.parametrize("form", ["--json", "--jsonl"])
+def test_flags_that_can_not_be_read_still_leave_the_object_a_script_waits_for(slm: Slm, form: str) -> None:
+    result = slm("run", "tiny-reasoner", "x", form, "--nope")
+    assert result.code == 2
+    assert json.loads(result.out)["error"]["exit_code"] == 2

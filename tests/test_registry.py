@@ -648,7 +648,7 @@ def test_a_file_is_recognised_by_name_and_shape(tmp_path: Path, file: str, title
     assert (spec.id, spec.tags, spec.think) == ("small-think", SMALL.tags, SMALL.think)
     assert spec.variants[0].path == str(tmp_path / file)
     assert spec.variants[0].decode_bytes
-    assert line == (f"{file} is small-think by its header's name and shape: its sampling and thinking tags apply")
+    assert line == (f"{file} is small-think by its name and shape: its sampling and thinking tags apply")
 
 
 @pytest.mark.parametrize(
@@ -684,7 +684,7 @@ def test_the_real_smollm2_is_recognised(registry: Registry, smollm2: Path) -> No
     spec, line = spec_for_file(read_header(smollm2), registry.models)
     assert spec.id == "smollm2-135m-instruct"
     assert (spec.sampling.temperature, spec.variants[0].quant) == (0.2, "Q4_1")
-    assert line == "SmolLM2-135M-Instruct.Q4_1.gguf is smollm2-135m-instruct by its header's name and shape: " + (
+    assert line == "SmolLM2-135M-Instruct.Q4_1.gguf is smollm2-135m-instruct by its name and shape: " + (
         "its sampling applies"
     )
 

@@ -364,6 +364,17 @@ def test_a_pacer_saves_up_little_while_nothing_comes() -> None:
     assert len(pacer.take(queue_of(1000), 100.0)) == 12
 
 
+def test_a_pacer_divides_a_delta_of_many_tokens_and_loses_nothing() -> None:
+    pacer = Pacer(10.0)
+    waiting: deque[tuple[float, StreamEvent]] = deque([(0.0, AnswerDelta(text="abcdefghijklmnopqrst", tokens=20))])
+    shown = [[event for _, event in pacer.take(waiting, frame / 10)] for frame in range(30)]
+    deltas = [event for frame in shown for event in frame if isinstance(event, AnswerDelta)]
+    assert "".join(delta.text for delta in deltas) == "abcdefghijklmnopqrst"
+    assert sum(delta.tokens for delta in deltas) == 20
+    assert max(delta.tokens for delta in deltas) <= 2
+    assert not waiting
+
+
 def test_without_a_pace_all_comes_at_once() -> None:
     assert len(Pacer(None).take(queue_of(1000), 0.0)) == 1000
 

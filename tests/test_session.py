@@ -89,3 +89,14 @@ def test_the_export_has_thinking_apart_and_the_exact_text(engine: Engine) -> Non
     text = session.export_markdown()
     assert "> secret" in text
     assert "### Answer\n\none\n" in text
+
+
+def test_a_turn_without_an_answer_can_be_asked_again(script: ScriptWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLM_SCRIPTED", "1")
+    path = script({"text": "<think>only thoughts"}, {"end": "stop"}, {"text": "now"}, {"end": "stop"})
+    with open_model(f"scripted:{path}") as opened:
+        session = ChatSession(opened)
+        list(session.send("first"))
+        assert (contents(session), session.unanswered) == ([], "first")
+        list(session.regenerate())
+        assert (contents(session), session.unanswered) == (["first", "now"], None)

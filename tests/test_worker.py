@@ -81,6 +81,17 @@ def test_a_child_that_dies_while_it_streams_leaves_what_it_said_and_a_cause(
     assert worker.log_path.exists()
 
 
+def test_text_is_on_its_way_before_a_slow_step_ends(opened: Callable[[Path], Worker], script: ScriptWriter) -> None:
+    worker = opened(script({"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "never", "delay": 600.0}))
+    control = Control()
+    events: list[StreamEvent] = []
+    for event in worker.stream(ask("go"), control):
+        events.append(event)
+        if text_of(events) == "abc":
+            control.cancel()
+    assert text_of(events) == "abc"
+
+
 @posix_only
 def test_a_child_killed_from_outside_is_seen(opened: Callable[[Path], Worker], script: ScriptWriter) -> None:
     worker = opened(script({"text": "on and "}, {"text": "on", "delay": 60.0}))

@@ -60,11 +60,20 @@ class Backend(Protocol):
         ...
 
 
-def prompt_too_long(prompt_tokens: int, context_tokens: int) -> PromptTooLong:
-    """Make the error for a prompt that leaves no room for an answer, with both counts."""
+ANSWER_ROOM_TOKENS = 1024
+"""What a hint for a longer context adds to the prompt."""
+
+
+def prompt_too_long(prompt_tokens: int, context_tokens: int, longest_tokens: int) -> PromptTooLong:
+    """Make the error for a prompt that leaves no room for an answer, with both counts.
+
+    `longest_tokens` is the longest context that the model was made for.
+    """
+    enough = min(prompt_tokens + ANSWER_ROOM_TOKENS, longest_tokens)
+    is_possible = prompt_tokens < enough
     return PromptTooLong(
         f"the prompt has {prompt_tokens:,} tokens and the context holds {context_tokens:,}",
-        hint=f"shorten the prompt, or open a longer context where the model has one: --ctx {prompt_tokens + 1024}",
+        hint=f"--ctx {enough}" if is_possible else f"shorten it: this model reads {longest_tokens:,} tokens at most",
     )
 
 

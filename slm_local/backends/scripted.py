@@ -90,7 +90,7 @@ class ScriptedBackend:
         del sampling
         data = bytes(i % 256 for i in prompt.ids) if prompt.ids else "".join(r.text for r in prompt.runs).encode()
         if len(data) >= self._context_tokens:
-            raise prompt_too_long(len(data), self._context_tokens)
+            raise prompt_too_long(len(data), self._context_tokens, self._context_tokens)
         cached = shared_prefix(data[:-1], self._last_prompt)
         if self._next >= len(self._steps):
             self._next = 0

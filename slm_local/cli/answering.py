@@ -15,7 +15,7 @@ from slm_local.engine import Engine, open_model
 from slm_local.generation import Control, StreamEvent
 from slm_local.hardware import probe
 from slm_local.paths import paths
-from slm_local.registry import Registry, load_registry
+from slm_local.registry import Registry, find_local, load_registry
 from slm_local.selector import suggest
 
 EMBEDDED_PACE = 60.0
@@ -32,6 +32,7 @@ class Teller:
     flags: Flags
     registry: Registry
     form: Form = "text"
+    is_chat: bool = False
 
     def open(self, reference: str) -> Engine:
         """Open a model and say what is to be known of it. Errors: those of `open_model`."""
@@ -90,9 +91,13 @@ class Teller:
         if outgrown is not None:
             self.terminal.say(outgrown, YELLOW)
             for better in suggest(self.registry.models, probe(), 1):
-                self.terminal.hint(notes.better_line(better, prompt))
+                is_here = bool(find_local(better, paths().models_dir))
+                self.terminal.say(
+                    f"{better.id} would suit this machine{'' if is_here else '; it is not here yet'}", YELLOW
+                )
+                self.terminal.hint(notes.better_line(better, prompt, is_here=is_here))
         elif ending is not None:
-            self.terminal.hint(ending[1])
+            self.terminal.hint(notes.in_chat(ending[1]) if self.is_chat else ending[1])
 
     def _tell_start(self, text: str) -> None:
         if self.terminal.err_is_rich:

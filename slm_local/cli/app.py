@@ -158,7 +158,20 @@ def _invoke(arguments: list[str], terminal: Terminal) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.UsageError as error:
-        raise _usage_error(error, arguments) from error
+        mistake = _usage_error(error, arguments)
+        _print_failure(terminal, arguments, mistake)
+        raise mistake from error
+
+
+def _print_failure(terminal: Terminal, arguments: list[str], error: UsageError) -> None:
+    """Print the object that a script waits for, where it asked for one and the flags could not even be read."""
+    form = next((each for each in arguments if each in ("--json", "--jsonl")), None)
+    if form is None or arguments[0] != "run":
+        return
+    from slm_local.cli.views import Subject, nothing_yet, reply_object
+
+    values = reply_object(Subject(model="", prompt=""), nothing_yet(), error)
+    terminal.json({**({"event": "error"} if form == "--jsonl" else {}), **values}, is_line=form == "--jsonl")
 
 
 def _usage_error(error: click.UsageError, arguments: list[str]) -> UsageError:
@@ -167,7 +180,7 @@ def _usage_error(error: click.UsageError, arguments: list[str]) -> UsageError:
     command = f"slm {name}" if name in COMMANDS else "slm"
     if not isinstance(error, click.NoSuchOption):
         return UsageError(error.format_message().rstrip("."), hint=f"{command} --help")
-    close = get_close_matches(error.option_name, error.possibilities or [], 1)
+    close = get_close_matches(error.option_name, error.possibilities or [], 1, 0.7)
     hint = f"{command} {close[0]}" if close else f"{command} --help"
     if name == "run" and not close:
         hint += '   or, for a prompt that begins with a dash: slm run MODEL -- "-5 + 3"'

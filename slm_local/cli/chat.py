@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
@@ -71,7 +72,7 @@ class _Chat:
     """A conversation and what can be done to it. A context manager that closes its model."""
 
     def __init__(self, teller: Teller, reference: str) -> None:
-        self._teller, self._terminal = teller, teller.terminal
+        self._teller, self._terminal = replace(teller, is_chat=True), teller.terminal
         self._reference = reference
         self._files = [file_text(path) for path in teller.flags.file or []]
         """What goes before the first prompt."""
@@ -95,7 +96,6 @@ class _Chat:
                 return self._command(entry)
             if entry.strip():
                 self._answer("\n\n".join([*self._files, entry]))
-                self._files.clear()
         except SlmError as error:
             self._terminal.error(_in_chat(error))
         except KeyboardInterrupt:  # while a model was being opened
@@ -105,6 +105,8 @@ class _Chat:
     def _answer(self, prompt: str) -> None:
         control = Control()
         self._show(self._session.send(prompt, control), control, prompt)
+        if self._session.unanswered is None:
+            self._files.clear()
 
     def _show(self, events: Iterator[StreamEvent], control: Control, prompt: str) -> None:
         outcome = self._teller.show(self._engine, events, control, subject_of(self._engine, prompt), self._pace)
@@ -112,13 +114,15 @@ class _Chat:
             self._terminal.line()
         if outcome.error is not None:
             raise outcome.error
+        if self._session.unanswered is not None:
+            self._terminal.say("there was no answer, so the turn is not kept · /regen asks again", DIM)
 
     def _command(self, entry: str) -> bool:
         word, _, rest = entry.partition(" ")
         if word in LEAVING:
             return False
         if word not in COMMANDS:
-            close = get_close_matches(word, [*COMMANDS, *LEAVING], 1, 0.4)
+            close = get_close_matches(word, [*COMMANDS, *LEAVING], 1, 0.7)
             raise UsageError(f"there is no command {word}", hint=close[0] if close else "/?")
         COMMANDS[word][0](self, rest.strip())
         return True
@@ -166,7 +170,8 @@ class _Chat:
 
     def _regenerate(self, _: str) -> None:
         control = Control()
-        prompt = self._session.turns[-1][0] if self._session.turns else ""
+        last = self._session.turns[-1][0] if self._session.turns else ""
+        prompt = self._session.unanswered or last
         self._show(self._session.regenerate(control), control, prompt)
 
     def _model(self, reference: str) -> None:

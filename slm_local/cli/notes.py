@@ -85,7 +85,8 @@ def outgrown(plan: Plan, reply: Reply) -> str | None:
     if not plan.spec.embedded:
         return None
     refuses = bool(plan.spec.refusal) and reply.answer.strip().startswith(plan.spec.refusal or "")
-    if not refuses and reply.finish not in ("context", "loop", "empty"):
+    is_cramped = reply.finish == "context" and plan.context_tokens < (plan.spec.context_tokens or 0)
+    if is_cramped or (not refuses and reply.finish not in ("context", "loop", "empty")):
         return None
     return (
         f"{plan.spec.id} is a toy of {(plan.spec.parameters or 0) / 1e6:.1f} million parameters that ships inside slm; "
@@ -93,9 +94,27 @@ def outgrown(plan: Plan, reply: Reply) -> str | None:
     )
 
 
-def better_line(better: ModelSpec, prompt: str) -> str:
-    """Return what to type to ask a larger model the same."""
+def better_line(better: ModelSpec, prompt: str, *, is_here: bool) -> str:
+    """Return what to type to ask a larger model the same, or to see how it would run where it is not here yet."""
+    if not is_here:
+        return f"slm plan {better.id}"
     return f"slm run {better.id} {quote(prompt) if len(prompt) <= 60 and chr(10) not in prompt else '...'}"
+
+
+def in_chat(hint: str) -> str:
+    """Return a hint of `ending` as it is typed inside a chat."""
+    flag, _, value = hint.partition(" ")
+    match flag:
+        case "--no-think":
+            return "/think off"
+        case "--max-tokens":
+            return f"/set max_tokens {value}"
+        case "--temp":
+            return f"/set temperature {value}"
+        case "-o":
+            return "/set " + value.replace("=", " ", 1)
+        case _:
+            return "/drop removes the oldest turn, /clear all"
 
 
 def _count(tokens: int | None, unit: str = " tokens") -> str:

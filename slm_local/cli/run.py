@@ -57,12 +57,13 @@ class _Run:
     def run(self, words: list[str]) -> int:
         """Do it and return the exit code. Errors: everything that can go wrong before the first event, and after."""
         flags = self._flags
-        self.subject = Subject(model=flags.model or (words[0] if words else ""), prompt="")
+        guess, rest = (flags.model, words) if flags.model else ("".join(words[:1]), words[1:])
+        self.subject = Subject(model=guess, prompt=" ".join(rest))
         flags.tokens_per_s(None)
         default = flags.settings().model
         registry = registry_here(self._terminal)
         reference, words = split_model(words, flags.model, default, registry)
-        self.subject = Subject(model=reference, prompt="")
+        self.subject = Subject(model=reference, prompt=" ".join(words))
         registry.resolve(reference)
         teller = Teller(terminal=self._terminal, flags=flags, registry=registry, form=self._form)
         prompt = joined_prompt(self._terminal, words, flags.file or [])

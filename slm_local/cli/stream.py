@@ -12,13 +12,15 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Protocol
 
 from slm_local.errors import Interrupted, SlmError
 from slm_local.generation import AnswerDelta, Control, Finish, Reply, StreamEvent, ThinkDelta
 from slm_local.metrics import Collector
+
+Delta = ThinkDelta | AnswerDelta
 
 PACE_BURST_S = 0.2
 """How much of its rate a pacer may save up: enough for two frames, too little to be seen as a jump."""
@@ -71,14 +73,28 @@ class Pacer:
             self._saved, self._last_s = min(most, self._saved + since_s * self.tokens_per_s), now_s
         due: list[tuple[float, StreamEvent]] = []
         while waiting:
-            event = waiting[0][1]
-            tokens = event.tokens if isinstance(event, ThinkDelta | AnswerDelta) else 0
-            if tokens and self.tokens_per_s is not None:
+            at_s, event = waiting[0]
+            if self.tokens_per_s is not None and isinstance(event, ThinkDelta | AnswerDelta) and event.tokens:
                 if self._saved < 1.0:
                     break
-                self._saved -= tokens
+                if event.tokens > self._saved:
+                    event, rest = _split(event, int(self._saved))
+                    waiting[0] = (at_s, rest)
+                    self._saved -= event.tokens
+                    due.append((at_s, event))
+                    continue
+                self._saved -= event.tokens
             due.append(waiting.popleft())
         return due
+
+
+def _split(delta: Delta, tokens: int) -> tuple[Delta, Delta]:
+    """Divide a delta of many tokens after so many of them, its text in proportion."""
+    at = len(delta.text) * tokens // delta.tokens
+    return (
+        replace(delta, text=delta.text[:at], tokens=tokens),
+        replace(delta, text=delta.text[at:], tokens=delta.tokens - tokens),
+    )
 
 
 @dataclass(slots=True)
@@ -134,6 +150,8 @@ def play(
 def _show(pump: _Pump, pacer: Pacer, view: View, control: Control, presses: list[int]) -> None:
     shown_s = time.perf_counter()
     while True:
+        if pump.waiting and pump.ended.is_set():
+            time.sleep(view.frame_s)  # only the pacer holds events back now
         has_ended = pump.ended.wait(view.frame_s)
         if presses:
             pacer.tokens_per_s = None

@@ -26,7 +26,7 @@ def spec_for_file(
 ) -> tuple[ModelSpec, str]:
     """Return the spec of a GGUF file, and a line that says how it came about.
 
-    A file that is a registry model (by digest, by file name and size, or by its header's name and shape) gets that
+    A file that is a registry model (by digest, by file name and size, or by its name and shape) gets that
     model's sampling, tags and think control; for any other they are derived from its template and vocabulary.
     """
     path = Path(header.path)
@@ -85,7 +85,7 @@ def _recognised(
     own_names = {_plain(header.name or ""), _plain(QUANT_SUFFIX.sub("", path.stem))}
     for model in models:
         if _shape_agrees(model, header) and _has_shape(model) and _names(model) & own_names:
-            return model, "by its header's name and shape"
+            return model, "by its name and shape"
     return None, ""
 
 

@@ -22,7 +22,9 @@ CONTEXT_TOKENS = 1024
 """Room for the longest prompt and the cap; the models were trained on 512."""
 
 COUNT = 200
-SEED = 1
+SEED = 2
+"""The seed of the card's tables."""
+
 FORCED_AFTER = (0, 8, 16, 32, 64)
 """Thought tokens after which thinking is ended by force."""
 
@@ -163,7 +165,8 @@ def main(arguments: list[str]) -> None:
     reasoner = Runner(options.weights / f"{REASONER}.gguf", thinks=True)
     direct = Runner(options.weights / f"{DIRECT}.gguf", thinks=False)
     print("\n".join(accuracy_table({REASONER: reasoner, DIRECT: direct}, trials)), end="\n\n", flush=True)
-    print("\n".join(forced_table(reasoner, trials)), flush=True)
+    half = {family: asked[: options.count // 2] for family, asked in trials.items()}
+    print("\n".join(forced_table(reasoner, half)), flush=True)
 
 
 if __name__ == "__main__":

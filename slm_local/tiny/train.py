@@ -23,7 +23,7 @@ from slm_local.tiny.model import Shape, TinyLlama
 from slm_local.tiny.muon import Muon
 
 TOKENS = 14_000_000
-"""Training tokens of each model, prompts and padding-free lengths included."""
+"""Training tokens of each model, prompts included, padding not."""
 
 SEED = 20261121
 TOKENIZER_TEXTS = 30_000
@@ -36,7 +36,8 @@ RATES: dict[Kind, tuple[tuple[float, float], ...]] = {
 }
 """Share of the tokens and factor on the peak rate there; constant before the first point, linear between two.
 
-The bends are where the budget was raised from 10 to 12.5 and to 14 million tokens. Nearly everything is learnt as the rate falls.
+The bends are where the budget was raised from 10 to 12.5 and to 14 million tokens. Nearly everything is learnt as the
+rate falls.
 """
 
 CURRICULUM_END = 0.0857

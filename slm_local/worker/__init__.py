@@ -186,8 +186,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             status = None
         self.kill()
-        how = "closed its pipe" if status is None else describe_exit(status)
-        return WorkerCrashed(f"the engine process {how}", hint=f"its log: {self.log_path}")
+        how = "it closed its pipe" if status is None else describe_exit(status)
+        return WorkerCrashed(f"the engine process is gone: {how}", hint=f"its log: {self.log_path}")
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None

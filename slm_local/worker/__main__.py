@@ -6,6 +6,7 @@ terminal; what was descriptor 1 is the pipe to the parent. It ends when its pipe
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 
@@ -19,6 +20,7 @@ def redirect_output(log_path: str) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    faulthandler.enable(2)  # a crash leaves where it happened
     return pipe
 
 

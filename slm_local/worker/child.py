@@ -32,6 +32,7 @@ def serve(pipe: int, bound_log: Callable[[], None]) -> None:
     restrict_core_dumps()
     child = _Child(pipe, bound_log)
     threading.Thread(target=child.read, daemon=True).start()
+    threading.Thread(target=child.flush, daemon=True).start()
     child.run()
 
 
@@ -45,6 +46,8 @@ class _Child:
         self._sent_at = 0.0
         self._log_checked_at = 0.0
         self._held: dict[int, ThinkDelta | AnswerDelta] = {}
+        self._holds = threading.Event()
+        self._sending = threading.RLock()
 
     # ---- the reading thread
 
@@ -64,6 +67,18 @@ class _Child:
             self._load_control.cancel()
         else:
             driver.cancel(request_id)
+
+    # ---- the flushing thread
+
+    def flush(self) -> None:
+        """Send what is held back as soon as it is due, also while a step takes long."""
+        while True:
+            self._holds.wait()
+            self._holds.clear()
+            time.sleep(COALESCE_S)
+            with self._sending:
+                for request_id in list(self._held):
+                    self._release(request_id)
 
     # ---- the driving thread
 
@@ -139,23 +154,27 @@ class _Child:
             else:
                 self._release(request_id)
                 self._send({"op": "event", "id": request_id, "event": event})
-        if self._held and time.monotonic() - self._sent_at >= COALESCE_S:
-            for request_id in list(self._held):
-                self._release(request_id)
 
     def _hold(self, request_id: int, event: ThinkDelta | AnswerDelta) -> None:
-        held = self._held.get(request_id)
-        if held is not None and type(held) is type(event) and held.injected == event.injected:
-            event = replace(event, text=held.text + event.text, tokens=held.tokens + event.tokens)
-        elif held is not None:
-            self._release(request_id)
-        self._held[request_id] = event
+        """Send a delta at once when the last one was long ago, else leave it to the flushing thread."""
+        with self._sending:
+            held = self._held.get(request_id)
+            if held is not None and type(held) is type(event) and held.injected == event.injected:
+                event = replace(event, text=held.text + event.text, tokens=held.tokens + event.tokens)
+            elif held is not None:
+                self._release(request_id)
+            self._held[request_id] = event
+            if time.monotonic() - self._sent_at >= COALESCE_S:
+                self._release(request_id)
+            else:
+                self._holds.set()
 
     def _release(self, request_id: int) -> None:
-        held = self._held.pop(request_id, None)
-        if held is not None:
-            self._sent_at = time.monotonic()
-            self._send({"op": "event", "id": request_id, "event": held})
+        with self._sending:
+            held = self._held.pop(request_id, None)
+            if held is not None:
+                self._sent_at = time.monotonic()
+                self._send({"op": "event", "id": request_id, "event": held})
 
     def _fail(self, request_id: int, error: SlmError) -> None:
         self._release(request_id)
@@ -163,7 +182,8 @@ class _Child:
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
-            self._out.write(to_line(message))
+            with self._sending:
+                self._out.write(to_line(message))
         except OSError:
             os._exit(0)  # the parent is gone
 

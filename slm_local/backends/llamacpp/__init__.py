@@ -157,7 +157,8 @@ class LlamaCppBackend:
         if not ids:
             raise UsageError("the prompt has no tokens", hint="give a prompt")
         if len(ids) >= self._context_tokens:
-            raise prompt_too_long(len(ids), self._context_tokens)
+            longest = int(self._lib.llama_model_n_ctx_train(self._model))
+            raise prompt_too_long(len(ids), self._context_tokens, longest)
         slot, kept = self._cache.take(ids)
         self._handles += 1
         slot.handle = Handle(id=self._handles, prompt_tokens=len(ids), cached_tokens=kept)

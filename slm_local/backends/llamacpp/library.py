@@ -59,15 +59,14 @@ def quiet_log(library: Any) -> None:
         return
     shown = True
 
-    @library.llama_log_callback
     def write(level: int, text: bytes, _data: object) -> None:
         nonlocal shown
         shown = shown if level == LOG_CONTINUES else level >= LOG_INFO
         if shown:
             os.write(2, text)
 
-    library.slm_log_callback = write  # C keeps the pointer: it must live as long as the library
-    library.llama_log_set(write, None)
+    library.slm_log_callback = library.llama_log_callback(write)  # C keeps the pointer: it lives with the library
+    library.llama_log_set(library.slm_log_callback, None)
 
 
 class AbortFlag:
