@@ -4,6 +4,7 @@ Nothing here is random: with one right trace per problem, a token-exact match is
 Sums hold no spaces, since the pre-tokenizer would make two tokens of ` 7`.
 """
 
+from slm_local.generation import DEFAULT_BRIDGE
 from slm_local.tiny.problems import (
     GRAMS_PER_KILOGRAM,
     OUNCES_PER_POUND,
@@ -28,7 +29,7 @@ GREETED = "A greeting. I say what I am."
 OUT_OF_SCOPE = "Not a small sum, comparison or weighing. Out of scope."
 """The whole thought of the two kinds of chat."""
 
-BRIDGE = " Enough thinking, I answer now."
+BRIDGE = DEFAULT_BRIDGE
 """What stands between a cut thought and the closing tag; at most 16 tokens of the shipped vocabulary."""
 
 COLUMNS = ("ones", "tens", "hundreds", "thousands")
