@@ -80,15 +80,14 @@ class Driver:
     def start(self, request_id: int, request: GenerationRequest) -> list[tuple[int, DriverEvent]]:
         """Begin a request, or queue it until a place is free; ids count upwards.
 
-        Errors: `PromptTooLong`, `UsageError`, `ModelBroken`.
+        A request that the backend refuses is an event like those of requests that end here. Errors: those of the
+        template.
         """
         prompt = self._prompt(request)
         events = self._end_cancelled()
         self._newest_id = request_id
-        if len(self._turns) >= self._backend.max_sequences:
-            self._waiting.append((request_id, request, prompt))
-            return events
-        return [*events, (request_id, self._admit(request_id, request, prompt))]
+        self._waiting.append((request_id, request, prompt))
+        return events + self._admit_waiting()
 
     def cancel(self, request_id: int) -> None:
         """End a request soon, from any thread; a decode under way is aborted where the runtime can."""

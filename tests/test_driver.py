@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from slm_local.backends.scripted import ScriptedBackend
 from slm_local.driver import Driver, StopText
+from slm_local.errors import PromptTooLong
 from slm_local.generation import AnswerDelta, Control, Done
 from tests.conftest import ScriptWriter
 from tests.contract.runners import ask
@@ -72,3 +73,15 @@ def test_a_request_cancelled_while_it_waits_ends_without_having_run(script: Scri
     assert replies[4].finish == "cancelled"
     assert 4 not in texts
     assert replies[0].finish == "length"
+
+
+def test_a_refused_request_takes_no_other_requests_end_with_it(script: ScriptWriter) -> None:
+    path = script({"text": "on"}, {"end": "stop"})
+    driver = Driver(ScriptedBackend())
+    driver.load(load_settings_for("scripted", path, context=200), Control(), lambda fraction: None)
+    driver.start(1, ask("go"))
+    driver.cancel(1)
+    events = dict(driver.start(2, ask("x" * 400)))
+    assert isinstance(events[1], Done)
+    assert isinstance(events[2], PromptTooLong)
+    assert not driver.is_busy
