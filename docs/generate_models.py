@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Any
 
 from slm_local.fit import KV_BYTES_PER_VALUE
 from slm_local.model import ModelSpec, SamplingDefaults, Variant
@@ -44,10 +42,9 @@ As their sources print them; they were not measured here.
 
 def generate() -> str:
     """Return the page."""
-    registry = load_registry()
-    raw = tomllib.loads((ROOT / "models.toml").read_text(encoding="utf-8"))["models"]
-    parts = [HEAD, "## All of them\n", _overview(registry.models), SCORES_HEAD, *_scores(raw), "## One by one\n"]
-    return "\n".join([*parts, *(_model(spec) for spec in registry.models)])
+    models = load_registry().models
+    parts = [HEAD, "## All of them\n", _overview(models), SCORES_HEAD, *_scores(models), "## One by one\n"]
+    return "\n".join([*parts, *(_model(spec) for spec in models)])
 
 
 def _overview(models: tuple[ModelSpec, ...]) -> str:
@@ -58,29 +55,29 @@ def _overview(models: tuple[ModelSpec, ...]) -> str:
             _billions(spec.parameters)
             + (f", {_billions(spec.active_parameters)} active" if spec.active_parameters else ""),
             _default_file(spec),
+            f"{spec.context_tokens:,}" if spec.context_tokens else "?",
             "yes" if spec.thinks else "",
             spec.licence or "?",
         ]
         for spec in models
     ]
-    return _table(["id", "also", "parameters", "default file", "thinks", "licence"], rows)
+    return _table(["id", "also", "parameters", "default file, size", "context", "thinks", "licence"], rows)
 
 
 def _default_file(spec: ModelSpec) -> str:
     if spec.embedded:
-        return "in the package"
+        return f"in the package, {_size(spec.variants[0])}"
     variant = next((each for each in spec.variants if each.kind == "gguf"), None)
     return "OpenVINO only" if variant is None else f"{variant.quant}, {_size(variant)}"
 
 
-def _scores(raw: dict[str, Any]) -> list[str]:
+def _scores(models: tuple[ModelSpec, ...]) -> list[str]:
     """Return a table for every set of columns that sources share."""
     by_columns: dict[tuple[str, ...], list[list[str]]] = {}
-    for model, entry in raw.items():
-        figures = {key: value for key, value in entry.get("scores", {}).items() if key != "source"}
-        if figures:
-            row = [f"`{model}`", *map(str, figures.values()), entry["scores"]["source"]]
-            by_columns.setdefault(tuple(figures), []).append(row)
+    for spec in models:
+        if spec.scores is not None:
+            row = [f"`{spec.id}`", *(str(each.value) for each in spec.scores.figures), spec.scores.source]
+            by_columns.setdefault(tuple(each.name for each in spec.scores.figures), []).append(row)
     return [_table(["model", *columns, "source"], rows) for columns, rows in by_columns.items()]
 
 
@@ -135,10 +132,11 @@ def _place(variant: Variant) -> str:
 
 
 def _size(variant: Variant) -> str:
-    if variant.size_bytes is None:
+    size = Path(variant.path).stat().st_size if variant.path else variant.size_bytes
+    if size is None:
         return "?"
     about = "" if variant.size_is_exact else "≈ "
-    return f"{about}{variant.size_bytes / 1e9:.2f} GB"
+    return f"{about}{size / 1e9:.2f} GB" if size >= 10**7 else f"{about}{size / 1e6:.1f} MB"
 
 
 def _billions(parameters: int | None) -> str:

@@ -56,6 +56,8 @@ class Settings:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     hide_thinking: bool = False
+    offline: bool = False
+    """Whether no socket may be opened: what is here is used, what is not is an error."""
 
 
 SAMPLING_FIELDS = tuple(each.name for each in fields(SamplingOverrides))
@@ -121,6 +123,8 @@ def with_setting(settings: Settings, key: str, value: object, source: Source) ->
         close = get_close_matches(name, KINDS, 1, 0.5)
         hint = source.spell(close[0], KINDS[close[0]].example) if close else "settings: " + ", ".join(KINDS)
         raise source.error(f"{source.place(key)}: there is no setting of that name", hint=hint)
+    if value == "" and name in SWITCHES and source is REFERENCE:
+        value = True
     try:
         if name == NO_THINK:
             name, value = "think", "off" if value == "" or _switch(value) else "auto"
@@ -290,6 +294,7 @@ KINDS: Mapping[str, _Kind] = {
     "max_tokens": _Kind(_count(1, 2**31 - 1), "1024"),
     "stop": _Kind(_texts, "END"),
     "hide_thinking": _Kind(_switch, "true"),
+    "offline": _Kind(_switch, "true"),
     "temperature": _Kind(_number(0.0, 10.0), "0.6"),
     "top_p": _Kind(_number(0.0, 1.0), "0.95"),
     "top_k": _Kind(_count(0, 2**31 - 1), "40"),
@@ -309,6 +314,7 @@ ALIASES = {"temp": "temperature", "context_tokens": "ctx", "num_ctx": "ctx", "nu
 """Words that fingers know from elsewhere."""
 
 OWN_FLAGS = {"temperature": "--temp"}
+SWITCHES = frozenset({"hide_thinking", "offline"})
 NO_FLAG = frozenset({"repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"})
 
 
@@ -316,7 +322,7 @@ def _flag(name: str, value: str) -> str:
     if name in NO_FLAG:
         return f"-o {name}={value}"
     flag = OWN_FLAGS.get(name, "--" + name.replace("_", "-"))
-    return flag if name == "hide_thinking" else f"{flag} {value}"
+    return flag if name in SWITCHES else f"{flag} {value}"
 
 
 ENVIRONMENT = Source(

@@ -118,6 +118,14 @@ class LoadSettings:
     """A chat template that replaces the file's own."""
     batch_tokens: int = 512
     """Most tokens of a prompt decoded in one call."""
+    device: str = "cpu"
+    """`cpu`, `gpu` or `npu`, with a number where there are several: `gpu.1`."""
+    cache_dir: str | None = None
+    """Where compiled models are kept; None: a folder of our own cache."""
+    prompt_tokens: int | None = None
+    """Longest prompt, thoughts read again included, on a device of fixed shapes (NPU); None: the context."""
+    response_tokens: int | None = None
+    """Longest response on such a device; None: the context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,11 +31,16 @@ class Shape:
     heads: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
+    ffn: int | None = None
+    """Width of the feed-forward part; in a mixture, of all experts that a token uses together, or of a dense layer
+    where that is wider."""
     kv_layers: int | None = None
     """Layers that keep a KV cache over the whole context, where that is not all of them (hybrid models)."""
     vocabulary: int | None = None
     tied: bool | None = None
     """Whether the embedding is the output head too; None where not known."""
+    state_bytes: int | None = None
+    """Recurrent state that every sequence keeps, whatever its length (hybrid models); None: none, or not known."""
 
     def kv_bytes_per_token(self, bytes_per_value: float = 2.0) -> int | None:
         """Return the bytes of KV cache that a token of context costs; None where the shape is not known."""
@@ -72,6 +77,22 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One published figure, as its source prints it."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What a paper says of a model; nothing here was measured by this program."""
+
+    source: str
+    figures: tuple[Score, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A model's facts, as the registry or a file's header gives them."""
 
@@ -86,6 +107,9 @@ class ModelSpec:
     parameters: int | None = None
     active_parameters: int | None = None
     """Parameters used for a token; None: all."""
+    active_ffn: float | None = None
+    """Feed-forward blocks that a token passes in a layer, in units of a standard one, as a mixture's paper counts them;
+    None: one, or not known of a mixture."""
     architecture: str | None = None
     """As a GGUF header names it: llama, qwen2, ..."""
     shape: Shape = field(default_factory=Shape)
@@ -110,6 +134,7 @@ class ModelSpec:
     """How an embedded model's refusal begins."""
     released: str | None = None
     """ISO date or year-month of the release, for ordering."""
+    scores: Scores | None = None
     notes: tuple[str, ...] = ()
     origin: str = "registry"
     """Where the entry came from: `registry`, a file's path, or `file` for a model that is only a file."""
@@ -137,3 +162,11 @@ class Plan:
     expected_decode_tps: float | None
     """From bandwidth and the bytes read per token; None where a fact is missing."""
     reasons: tuple[str, ...]
+    verdict: str = "Unknown"
+    """`Fits`, `Tight`, `Too large` or `Unknown`."""
+    short_bytes: int | None = None
+    """How much memory is missing; None where it fits or that can't be told."""
+    largest_context_tokens: int | None = None
+    """The longest context that would fit; 0 when none does, None where it can't be told."""
+    fitting_quant: str | None = None
+    """Where this does not fit: the largest other quantization of the model that would."""

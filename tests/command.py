@@ -16,7 +16,9 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "'click", DeprecationWarning)  # typer 0.25 imports names that click 8.5 retires
-    from slm_local.cli.app import main
+    from slm_local.cli.app import COMMANDS, main
+
+__all__ = ["COMMANDS", "THINK_THEN_ANSWER", "Command", "Result", "child_environment", "main", "slm", "slm_process"]
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import importlib.util
 import json
 import signal
+import site
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from slm_local.download import found_ollama
+
 ScriptWriter = Callable[..., Path]
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that: tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+OTHER_PROGRAMS = (
+    *("OLLAMA_MODELS", "LLAMA_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "JAN_DATA_FOLDER"),
+    *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "APPDATA", "LOCALAPPDATA"),
+)
+"""Variables that name folders in which other programs keep their models."""
 
 TINY_WEIGHTS = Path(__file__).parents[1] / "slm_local" / "tiny" / "weights"
 
@@ -26,6 +35,19 @@ def slm_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     for name in ("SLM_MODEL", "SLM_HIDE_THINKING", "SLM_THREADS", "SLM_CTX", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLM_HOME", str(home))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def user_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give every test a home folder in which no other program keeps models; Python's own packages stay found."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("PYTHONUSERBASE", site.getuserbase())
+    for name in OTHER_PROGRAMS:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.setattr(found_ollama, "SERVICE_FOLDER", str(home / "no-service"))
     return home
 
 

@@ -12,13 +12,12 @@ import pytest
 from slm_local.config import KINDS, SAMPLING_FIELDS
 from slm_local.errors import error_classes
 from slm_local.model import ModelSpec
-from tests.command import Result, slm
+from tests.command import COMMANDS, Result, slm
 
 __all__ = ["slm"]
 
 Slm = Callable[..., Result]
 
-COMMANDS = ("run", "chat", "ls", "show", "plan")
 PAGE = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
 
 

@@ -136,11 +136,11 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(spawn: Spawn, script: Scrip
     recording(child)
 
 
-def test_a_chat_without_a_model_offers_three_the_embedded_one_last(spawn: Spawn) -> None:
+def test_a_chat_without_a_model_offers_three_and_the_embedded_one_last(spawn: Spawn) -> None:
     child = spawn("chat")
     child.expect_exact("a number, or any model by its name: ")
     offers = [line for line in text_of(child.before).splitlines() if re.match(r"  \d  ", line)]
-    assert len(offers) <= 3
+    assert len(offers) <= 4
     assert "tiny-reasoner" in offers[-1]
     child.sendline("7")
     child.expect_exact("a number, or any model by its name: ")

@@ -106,7 +106,7 @@ def _engine_for(spec_of: Choice, runnable: Choice) -> Engine:
     [
         ("deepseek-r1-distil-lama-8b", UnknownModel, "deepseek-r1-distill-llama-8b"),
         ("./nowhere.gguf", UsageError, "nowhere.gguf"),
-        ("hf:owner/repo", DownloadFailed, "does not fetch"),
+        ("hf:owner/repo@offline", DownloadFailed, "not here"),
         ("http://127.0.0.1:1/v1#m", UsageError, "remote"),
     ],
 )
@@ -115,11 +115,11 @@ def test_what_can_not_be_opened_is_refused_by_name(reference: str, error: type[E
         open_model(reference)
 
 
-def test_a_registry_model_that_is_not_here_says_where_its_file_belongs(slm_home: Path) -> None:
-    with pytest.raises(DownloadFailed) as caught:
-        open_model("qwen3-0.6b")
+def test_a_registry_model_that_is_not_here_says_offline_what_is_missing() -> None:
+    with pytest.raises(DownloadFailed, match="Qwen3-0.6B") as caught:
+        open_model("qwen3-0.6b@offline=true")
     assert caught.value.hint is not None
-    assert str(slm_home) in caught.value.hint
+    assert caught.value.hint.startswith("slm pull qwen3-0.6b")
 
 
 def test_an_openvino_folder_names_what_runs(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "slm_local"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "system", "paths", "sanitize"),
-    ("generation", "config", "hardware", "model", "gguf_header"),
+    ("errors", "system", "paths", "sanitize", "installed"),
+    ("generation", "config", "measured", "hardware", "model", "gguf_header"),
     ("reasoning", "registry", "template", "metrics"),
-    ("fit", "backends"),
+    ("buffers", "fit", "download", "backends"),
     ("selector", "driver"),
     ("worker",),
-    ("engine",),
+    ("engine", "convert"),
     ("session",),
     ("cli",),
 )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import io
 import json
 import os
 import random
 import tracemalloc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slm_local.errors import ModelBroken, SlmError
-from slm_local.gguf_header import GgufHeader, cache, checked_header, read_header, reader
+from slm_local.gguf_header import Bytes, GgufHeader, cache, checked_header, read_header, reader
 from slm_local.gguf_header.formats import TENSOR_TYPES, TENSOR_TYPES_END
 from slm_local.model import SamplingDefaults, Shape
 from tests.gguf_files import (
@@ -71,9 +74,9 @@ def renamed(architecture: str) -> Draft:
     return draft
 
 
-def refusal(path: Path, **options: bool) -> ModelBroken:
+def refusal(path: Path) -> ModelBroken:
     with pytest.raises(ModelBroken) as caught:
-        read_header(path, **options)
+        read_header(path)
     return caught.value
 
 
@@ -81,7 +84,7 @@ def test_the_real_model_has_the_facts_of_its_card(smollm2: Path) -> None:
     header = read_header(smollm2)
 
     assert header.shape == Shape(
-        layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, kv_layers=None, vocabulary=49152, tied=True
+        layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, ffn=1536, vocabulary=49152, tied=True
     )
     assert (header.architecture, header.quant, header.licence) == ("llama", "Q4_1", "apache-2.0")
     assert (header.parameters, header.active_parameters, header.context_tokens) == (134_515_008, None, 8192)
@@ -304,6 +307,44 @@ def test_layers_without_a_cache_are_not_counted(
     assert (shape.kv_heads, shape.kv_layers) == (kv_heads, kv_layers)
 
 
+@pytest.mark.parametrize(
+    ("keys", "ffn"),
+    [
+        ({"llama.feed_forward_length": numbers(U32, [64, 96])}, 96),
+        ({"llama.expert_count": u32(8), "llama.expert_used_count": u32(2)}, 128),
+        (
+            {
+                "llama.expert_count": u32(8),
+                "llama.expert_used_count": u32(2),
+                "llama.expert_feed_forward_length": u32(16),
+            },
+            32,
+        ),
+        (
+            {
+                "llama.expert_count": u32(8),
+                "llama.expert_used_count": u32(2),
+                "llama.expert_feed_forward_length": u32(16),
+                "llama.leading_dense_block_count": u32(1),
+            },
+            64,
+        ),
+    ],
+)
+def test_the_feed_forward_part_is_as_wide_as_all_experts_in_use(keys: Keys, ffn: int, tmp_path: Path) -> None:
+    assert header_of(tmp_path, {"llama.feed_forward_length": u32(64), **keys}).shape.ffn == ffn
+
+
+def test_the_states_of_a_hybrid_are_those_that_llama_cpp_reserves(tmp_path: Path) -> None:
+    """Per recurrent layer, in f32: (kernel - 1) * (inner + 2 * groups * state) + state * inner."""
+    draft = renamed("qwen35")
+    names = {"conv_kernel": 4, "inner_size": 64, "state_size": 16, "group_count": 2}
+    draft.keys |= {"qwen35.block_count": u32(24), **{f"qwen35.ssm.{name}": u32(n) for name, n in names.items()}}
+    path = tmp_path / "hybrid.gguf"
+    path.write_bytes(draft.encode())
+    assert read_header(path).shape.state_bytes == 4 * 18 * (3 * (64 + 2 * 2 * 16) + 16 * 64)
+
+
 def test_a_hybrid_keeps_a_cache_in_every_fourth_layer(tmp_path: Path) -> None:
     draft = renamed("qwen35")
     draft.keys["qwen35.block_count"] = u32(24)
@@ -397,6 +438,48 @@ def test_a_part_in_another_parts_place_is_refused(tmp_path: Path) -> None:
     first = split_model(tmp_path)
     (tmp_path / "m-00002-of-00002.gguf").write_bytes(first.read_bytes())
     assert "is not part 2 of 2, though named so" in refusal(first).message
+
+
+class InMemory:
+    """Files that are nowhere on this disk, given out a few bytes at a time."""
+
+    def __init__(self, files: Mapping[Path, bytes], at_once: int, missing_bytes: int = 0) -> None:
+        self.files = files
+        self.at_once = at_once
+        self.missing_bytes = missing_bytes
+        """So many fewer bytes come than the size says."""
+
+    def has(self, path: Path) -> bool:
+        return path in self.files
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[Bytes]:
+        content = self.files[path]
+        stream = io.BytesIO(content[: len(content) - self.missing_bytes])
+        yield Bytes(size_bytes=len(content), read=lambda size: stream.read(min(size, self.at_once)))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 4096, 8 * MIB])
+def test_a_header_from_elsewhere_says_the_same_however_few_bytes_come_at_a_time(at_once: int, small: Path) -> None:
+    assert read_header(small, files=InMemory({small: small.read_bytes()}, at_once)) == read_header(small)
+
+
+def test_a_split_model_from_elsewhere_is_read_whole_or_names_the_missing_part(tmp_path: Path) -> None:
+    first = split_model(tmp_path)
+    parts = {path: path.read_bytes() for path in tmp_path.glob("m-*.gguf")}
+    expected = read_header(first)
+    for path in parts:
+        path.unlink()
+
+    assert read_header(first, files=InMemory(parts, 100)) == expected
+    with pytest.raises(ModelBroken, match="is missing: part 2 of 2"):
+        read_header(first, files=InMemory({first: parts[first]}, 100))
+
+
+def test_a_source_that_ends_before_its_size_says_so(small: Path) -> None:
+    cut = InMemory({small: small.read_bytes()}, 100, missing_bytes=small.stat().st_size - 500)
+    with pytest.raises(ModelBroken, match="became shorter while it was read"):
+        read_header(small, files=cut)
 
 
 def damaged(content: bytes, seed: int, end: int) -> bytes:

@@ -104,6 +104,19 @@ def test_every_entry_arrives_whole(registry: Registry) -> None:
             assert variant.size_is_exact == ("size" not in written)
 
 
+def test_published_scores_arrive_as_their_source_prints_them(registry: Registry) -> None:
+    raw = tomllib.loads((ROOT / "models.toml").read_text(encoding="utf-8"))["models"]
+    scored = {model: entry["scores"] for model, entry in raw.items() if "scores" in entry}
+    assert len(scored) == 10
+    for name, written in scored.items():
+        scores = model(registry, name).scores
+        assert scores is not None
+        found = {"source": scores.source} | {each.name: each.value for each in scores.figures}
+        assert [(key, str(value)) for key, value in found.items()] == [
+            (key, str(each)) for key, each in written.items()
+        ]
+
+
 def assert_has(value: object, written: dict[str, Any]) -> None:
     for key, expected in written.items():
         assert getattr(value, key) == expected, (value, key)

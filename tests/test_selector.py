@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from slm_local.config import Settings
-from slm_local.errors import DoesNotFit, EngineMissing, UsageError
+from slm_local.errors import EngineMissing, UsageError
 from slm_local.hardware import Hardware
 from slm_local.model import ModelSpec, Shape, Variant
 from slm_local.registry import load_registry
-from slm_local.selector import does_not_fit, gigabytes, rank, suggest
+from slm_local.selector import does_not_fit, duration, gigabytes, rank, suggest
+from slm_local.system import Program
 
 GIB = 2**30
 
@@ -80,18 +81,42 @@ def test_the_reasons_can_be_read_by_a_person() -> None:
         "Q4_0: it is here; llama.cpp repacks it for this processor",
         "context 16,384: the default",
         "4 threads: one for each physical core",
-        "needs 7.1 GB of 18.2 GB free (weights 4.7 GB, KV cache 2.1 GB, buffers 318 MB): Perfect",
-        "about 9.2 tokens/s: 4.4 GB read per token at an assumed 40 GB/s",
+        "needs 7.0 GB of 18.2 GB free (weights 4.7 GB, KV cache 2.1 GB, buffers 221 MB): Fits",
+        "about 6.4 tok/s (4.4 GB read a token at an assumed 40 GB/s, of which llama.cpp gets an assumed 70%), "
+        "so 1,000 tokens of thinking take about 2 min 36 s",
     )
     assert (plan.backend, plan.device, plan.threads, plan.context_tokens) == ("llamacpp", "cpu", 4, 16_384)
     assert plan.memory_bytes is not None
-    assert gigabytes(plan.memory_bytes) == "7.1 GB"
-    assert plan.expected_decode_tps == pytest.approx(9.2, rel=0.01)
+    assert gigabytes(plan.memory_bytes) == "7.0 GB"
+    assert plan.expected_decode_tps == pytest.approx(6.4, rel=0.01)
+    assert (plan.verdict, plan.short_bytes, plan.fitting_quant) == ("Fits", None, None)
 
 
-def test_a_measured_bandwidth_is_said_to_be_measured() -> None:
-    plan = rank(R1_8B, replace(LAPTOP, read_gb_s=86.0), Settings())[0]
-    assert plan.reasons[-1] == "about 19 tokens/s: 4.6 GB read per token at a measured 86 GB/s"
+def test_what_was_measured_is_said_to_be_measured() -> None:
+    plan = rank(R1_8B, replace(LAPTOP, read_gb_s=86.0, engine_shares={"llamacpp": 0.81}), Settings())[0]
+    assert plan.reasons[-1] == (
+        "about 15 tok/s (4.6 GB read a token at 86 GB/s measured here, of which llama.cpp last got 81%), "
+        "so 1,000 tokens of thinking take about 1 min 6 s"
+    )
+
+
+def test_a_model_that_does_not_think_is_promised_no_thought() -> None:
+    plan = rank(BY_ID["llama-3.1-8b-instruct"], LAPTOP, Settings())[0]
+    assert "so 1,000 tokens take about" in plan.reasons[-1]
+
+
+def test_what_is_not_here_says_its_size_and_time_to_fetch() -> None:
+    exact, rounded = rank(R1_8B, LAPTOP, Settings(quant="Q4_0"))[0], rank(R1_8B, LAPTOP, Settings())[0]
+    assert "4.7 GB to fetch" in exact.reasons
+    assert "about 4.9 GB to fetch" in rounded.reasons
+    seen = replace(LAPTOP, download_bytes_s=7_100_000.0)
+    assert (
+        "4.7 GB to fetch, about 11 min at 7.1 MB/s as last seen" in rank(R1_8B, seen, Settings(quant="Q4_0"))[0].reasons
+    )
+    here_already = rank(R1_8B, seen, Settings(), here(R1_8B, "Q4_0"))[0]
+    assert not any("to fetch" in reason for reason in here_already.reasons)
+    unsized = replace(R1_8B, variants=(replace(R1_8B.variants[0], size_bytes=None),))
+    assert "to be fetched first; its size is not known" in rank(unsized, seen, Settings())[0].reasons
 
 
 def test_a_missing_fact_is_a_reason_too() -> None:
@@ -138,11 +163,35 @@ def test_where_memory_is_short_the_context_shrinks_to_what_fits() -> None:
 def test_a_model_that_does_not_fit_at_all_says_so_in_its_plan() -> None:
     tight = replace(LAPTOP, free_ram_bytes=4_000_000_000)
     plan = rank(R1_8B, tight, Settings(quant="Q4_0"))[0]
-    assert not plan.fits
+    assert (plan.fits, plan.verdict, plan.fitting_quant) == (False, "Too large", None)
     assert plan.context_tokens == 16_384
+    assert plan.reasons[-2].endswith(": Too large, 3.2 GB short")
     error = does_not_fit(plan)
-    assert "needs 7.1 GB and 4.0 GB are free" in error.message
+    assert error.message == (
+        "deepseek-r1-distill-llama-8b Q4_0 with a context of 16,384 tokens needs 7.0 GB; "
+        "3.8 GB of the 4.0 GB free can be used: 3.2 GB short"
+    )
+    assert error.hint == "close other programs, or choose a smaller one: slm ls --all"
     assert error.exit_code == 5
+
+
+def test_the_quantization_that_would_fit_is_named() -> None:
+    middling = replace(LAPTOP, free_ram_bytes=7_000_000_000)
+    plan = rank(R1_8B, middling, Settings(quant="Q8_0"))[0]
+    assert (plan.fits, plan.fitting_quant) == (False, "Q5_K_M")
+    error = does_not_fit(plan)
+    assert error.message.endswith("GB short; Q5_K_M would fit")
+    assert error.hint == "--quant Q5_K_M"
+    longer = rank(R1_8B, middling, Settings(quant="Q5_K_M", context_tokens=12_000))[0]
+    assert longer.fitting_quant == "Q4_0"
+    assert does_not_fit(longer).hint == f"--ctx {longer.largest_context_tokens}   or: --quant Q4_0"
+
+
+def test_the_program_that_holds_most_is_named_where_ending_it_would_help() -> None:
+    plan = rank(R1_8B, replace(LAPTOP, free_ram_bytes=4_000_000_000), Settings(quant="Q4_0"))[0]
+    error = does_not_fit(plan, Program(name="firefox", held_bytes=2_900_000_000))
+    assert error.message.endswith(": 3.2 GB short; firefox holds 2.9 GB")
+    assert "clock" not in does_not_fit(plan, Program(name="clock", held_bytes=90_000_000)).message
 
 
 def test_an_asked_context_is_opened_as_asked() -> None:
@@ -158,22 +207,23 @@ def test_an_asked_context_beyond_the_models_own_is_refused() -> None:
     assert caught.value.hint == "--ctx 8192"
 
 
-def test_an_asked_context_that_does_not_fit_is_refused_with_the_largest_that_does() -> None:
-    with pytest.raises(DoesNotFit) as caught:
-        rank(R1_8B, LAPTOP, Settings(context_tokens=131_072, quant="Q4_0"))
-    assert "Q4_0 with a context of 131,072 tokens needs 22.3 GB and 18.2 GB are free" in caught.value.message
-    assert caught.value.hint is not None
-    largest = int(caught.value.hint.removeprefix("--ctx "))
-    assert f"the longest context that fits is {largest:,}" in caught.value.message
+def test_for_an_asked_context_that_does_not_fit_the_largest_that_does_is_named() -> None:
+    plan = rank(R1_8B, LAPTOP, Settings(context_tokens=131_072, quant="Q4_0"))[0]
+    assert not plan.fits
+    error = does_not_fit(plan)
+    assert "Q4_0 with a context of 131,072 tokens needs 22.2 GB; 17.3 GB of the 18.2 GB free" in error.message
+    assert error.hint is not None
+    largest = int(error.hint.removeprefix("--ctx "))
+    assert f"the longest context that fits is {largest:,}" in error.message
     assert rank(R1_8B, LAPTOP, Settings(context_tokens=largest, quant="Q4_0"))[0].fits
 
 
-def test_an_asked_context_where_not_even_the_weights_fit_names_no_other() -> None:
-    with pytest.raises(DoesNotFit) as caught:
-        rank(R1_8B, replace(LAPTOP, free_ram_bytes=10**9), Settings(context_tokens=4096))
-    assert "longest" not in caught.value.message
-    assert caught.value.hint is not None
-    assert "slm ls --all" in caught.value.hint
+def test_where_not_even_the_weights_fit_no_other_context_is_named() -> None:
+    plan = rank(R1_8B, replace(LAPTOP, free_ram_bytes=10**9), Settings(context_tokens=4096))[0]
+    error = does_not_fit(plan)
+    assert "longest" not in error.message
+    assert error.hint is not None
+    assert "slm ls --all" in error.hint
 
 
 # ---- engine and threads
@@ -251,7 +301,7 @@ def test_a_model_too_slow_to_think_here_is_suggested_only_after_the_fast() -> No
         variant = Variant(kind="gguf", quant="Q8_0", repo="a/b", file=f"{name}.gguf", size_bytes=size_bytes)
         return ModelSpec(id=name, name=name, tags=tags, shape=shape, context_tokens=8192, variants=(variant,))
 
-    slow, fast, faster = spec_of("slow", 9 * 10**9), spec_of("fast", 6 * 10**9), spec_of("faster", 10**9)
+    slow, fast, faster = spec_of("slow", 9 * 10**9), spec_of("fast", 4 * 10**9), spec_of("faster", 10**9)
     assert suggest([faster, slow, fast], LAPTOP, 3) == [fast, faster, slow]
 
 
@@ -260,3 +310,11 @@ def test_a_model_too_slow_to_think_here_is_suggested_only_after_the_fast() -> No
 )
 def test_sizes_are_written_as_people_read_them(size: float, written: str) -> None:
     assert gigabytes(int(size)) == written
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [(0.4, "0 s"), (41, "41 s"), (59.6, "1 min"), (110, "1 min 50 s"), (725, "12 min"), (12_000, "3 h 20 min")],
+)
+def test_times_are_written_as_people_read_them(seconds: float, written: str) -> None:
+    assert duration(seconds) == written

@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from slm_local import system
+from slm_local.system import memory, processes, processor
 
-PACKAGE = Path(system.__file__).parent
-OTHER_FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "system.py")
+ROOM = Path(system.__file__).parent
+PACKAGE = ROOM.parent
+OTHER_FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != ROOM)
 
 ONE_SYSTEM_MODULES = frozenset(
     {"fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "msvcrt", "winreg", "winsound", "_winapi"}
@@ -65,7 +67,7 @@ def one_system_names(tree: ast.AST) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", OTHER_FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_only_system_py_knows_what_one_system_has(path: Path) -> None:
+def test_only_the_room_system_knows_what_one_system_has(path: Path) -> None:
     assert list(one_system_names(ast.parse(path.read_text(encoding="utf-8")))) == []
 
 
@@ -86,8 +88,9 @@ def test_the_search_for_such_names_finds_them(code: str) -> None:
     assert list(one_system_names(ast.parse(code)))
 
 
-def test_the_search_finds_what_system_py_holds() -> None:
-    found = set(one_system_names(ast.parse((PACKAGE / "system.py").read_text(encoding="utf-8"))))
+def test_the_search_finds_what_the_room_system_holds() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in ROOM.glob("*.py")]
+    found = {name for tree in trees for name in one_system_names(tree)}
     assert {"os.killpg", "signal.SIGKILL", "resource", "/sys/devices", "subprocess.CREATE_NO_WINDOW"} <= found
 
 
@@ -146,10 +149,10 @@ def test_a_child_in_our_own_group_dies_alone() -> None:
 
 def test_the_way_of_windows_kills_descendants_by_their_ids() -> None:
     child, grandchild = spawn("time.sleep(600)")
-    system._kill_descendants(child.pid)
+    processes._kill_descendants(child.pid)
     assert is_gone(grandchild)
     assert system.kill_tree(child)
-    system._kill_descendants(child.pid)
+    processes._kill_descendants(child.pid)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")
@@ -214,6 +217,41 @@ def test_the_peak_of_a_process_that_is_gone_is_not_known() -> None:
     assert system.peak_rss_bytes(child.pid) is None
 
 
+def write_process(proc: Path, pid: int, parent: int, name: str, anonymous_kib: int | None, program: str | None) -> None:
+    folder = proc / str(pid)
+    folder.mkdir()
+    held = f"VmRSS:\t999999999 kB\nRssAnon:\t {anonymous_kib} kB\n" if anonymous_kib is not None else ""
+    (folder / "status").write_text(f"Name:\t{name}\nPPid:\t{parent}\n{held}")
+    if program is not None:
+        (folder / "exe").symlink_to(program)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such links")
+def test_processes_of_one_program_count_together_and_our_own_not_at_all(tmp_path: Path) -> None:
+    write_process(tmp_path, 1, 0, "init", 5_000, None)
+    write_process(tmp_path, 2, 0, "kthreadd", None, None)
+    write_process(tmp_path, 20, 1, "firefox", 1_000_000, "/usr/lib/firefox/firefox")
+    write_process(tmp_path, 21, 20, "Isolated Web Co", 1_800_000, "/usr/lib/firefox/firefox (deleted)")
+    write_process(tmp_path, 30, 1, "editor", 2_000_000, "/usr/bin/editor")
+    write_process(tmp_path, 40, 30, "slm", 100_000, "/usr/bin/python3")
+    write_process(tmp_path, 41, 40, "python3", 9_000_000, "/usr/bin/python3")
+    (tmp_path / "50").mkdir()  # ended meanwhile
+    processes = memory._linux_processes(tmp_path)
+    assert memory._largest(processes, 40) == system.Program(name="firefox", held_bytes=2_800_000 * 1024)
+    assert memory._largest(processes, 99) == system.Program(name="python3", held_bytes=9_100_000 * 1024)
+
+
+def test_where_nobody_tells_no_program_is_named() -> None:
+    assert memory._largest((), 1) is None
+
+
+def test_the_program_that_holds_most_is_looked_for_on_every_system() -> None:
+    held = {each.pid: each for each in memory._processes()}
+    assert held[os.getpid()].held_bytes > 2**20
+    largest = system.largest_program()
+    assert largest is None or (largest.name and largest.held_bytes > 0)
+
+
 def test_memory_that_is_free_is_part_of_all_memory() -> None:
     assert 0 <= system.available_memory_bytes() <= system.total_memory_bytes()
     assert system.total_memory_bytes() <= psutil.virtual_memory().total
@@ -241,8 +279,8 @@ def test_control_groups_bound_the_memory_with_what_they_can_give_back(tmp_path: 
     membership = tmp_path / "cgroup"
     membership.write_text("4:memory:/other\n0::/user/app\n")
 
-    assert system._group_limits(membership, tmp_path) == [(4000, 2400)]
-    assert system._group_limits(tmp_path / "nowhere", tmp_path) == []
+    assert memory._group_limits(membership, tmp_path) == [(4000, 2400)]
+    assert memory._group_limits(tmp_path / "nowhere", tmp_path) == []
 
 
 def machine(root: Path, siblings: list[str], capacities: list[int] | None = None, strong: str | None = None) -> Path:
@@ -262,28 +300,40 @@ def machine(root: Path, siblings: list[str], capacities: list[int] | None = None
 @pytest.mark.parametrize(
     ("siblings", "capacities", "strong", "usable", "cores"),
     [
-        (["0", "1"], None, None, {0, 1}, 2),
-        (["0,2", "1,3", "0,2", "1,3"], None, None, {0, 1, 2, 3}, 2),
-        (["0-1", "0-1", "2-3", "2-3"], None, None, {0, 1}, 1),
-        (["0-1", "0-1", "2-3", "2-3", "4", "5", "6", "7"], None, "0-3", set(range(8)), 2),
-        (["0-1", "0-1", "2", "3"], None, "0-1", {2, 3}, 2),
-        (["0", "1", "2", "3"], [1024, 1000, 400, 400], None, {0, 1, 2, 3}, 2),
-        (["0", "1", "2", "3"], [1024, 1000, 400, 400], None, {2, 3}, 2),
+        (["0", "1"], None, None, {0, 1}, (2, 0)),
+        (["0,2", "1,3", "0,2", "1,3"], None, None, {0, 1, 2, 3}, (2, 0)),
+        (["0-1", "0-1", "2-3", "2-3"], None, None, {0, 1}, (1, 0)),
+        (["0-1", "0-1", "2-3", "2-3", "4", "5", "6", "7"], None, "0-3", set(range(8)), (2, 4)),
+        (["0-1", "0-1", "2", "3"], None, "0-1", {2, 3}, (2, 0)),
+        (["0", "1", "2", "3"], [1024, 1000, 400, 400], None, {0, 1, 2, 3}, (2, 2)),
+        (["0", "1", "2", "3"], [1024, 1000, 400, 400], None, {2, 3}, (2, 0)),
     ],
 )
-def test_cores_are_counted_once_and_weak_ones_not_at_all(
+def test_cores_are_counted_once_and_by_kind(
     siblings: list[str],
     capacities: list[int] | None,
     strong: str | None,
     usable: set[int],
-    cores: int,
+    cores: tuple[int, int],
     tmp_path: Path,
 ) -> None:
-    assert system._linux_cores(machine(tmp_path, siblings, capacities, strong), usable) == cores
+    assert processor._linux_cores(machine(tmp_path, siblings, capacities, strong), usable) == cores
 
 
 def test_a_kernel_that_tells_nothing_of_its_cores_is_asked_no_further(tmp_path: Path) -> None:
-    assert system._linux_cores(tmp_path, {0, 1}) == 0
+    assert processor._linux_cores(tmp_path, {0, 1}) == (0, 0)
+
+
+def test_caches_of_the_highest_level_are_added_up_once_each(tmp_path: Path) -> None:
+    for cpu, third in enumerate(("0-1", "0-1", "2-3", "2-3")):
+        for index, (level, size, sharing) in enumerate((("2", "512K", str(cpu)), ("3", "16384K", third))):
+            folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
+            folder.mkdir(parents=True)
+            for name, value in (("level", level), ("size", size), ("shared_cpu_list", sharing)):
+                (folder / name).write_text(value + "\n")
+    (tmp_path / "cpu4" / "cache" / "index0").mkdir(parents=True)
+    assert processor._linux_cache_bytes(tmp_path) == 2 * 16384 * 1024
+    assert processor._linux_cache_bytes(tmp_path / "nowhere") == 0
 
 
 def test_there_is_at_least_one_core_and_none_beyond_the_processors() -> None:

@@ -16,6 +16,10 @@ def backend_named(name: str) -> Backend:
             from slm_local.backends.llamacpp import LlamaCppBackend
 
             return LlamaCppBackend()
+        case "openvino":
+            from slm_local.backends.openvino import OpenVinoBackend
+
+            return OpenVinoBackend()
         case "scripted":
             from slm_local.backends.scripted import ScriptedBackend
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slm_local.cli import notes
+from slm_local.cli.fetching import FetchView, confirm
 from slm_local.cli.options import Flags
 from slm_local.cli.render import DIM, YELLOW, Terminal
 from slm_local.cli.stream import Outcome, View, play
@@ -37,7 +38,20 @@ class Teller:
     def open(self, reference: str) -> Engine:
         """Open a model and say what is to be known of it. Errors: those of `open_model`."""
         settings = self.flags.settings(self.registry.resolve(reference).settings)
-        engine = open_model(reference, settings=settings, registry=self.registry, on_status=self._tell_start)
+        with FetchView(self.terminal, is_quiet=self.flags.quiet) as view:
+
+            def tell(text: str) -> None:
+                view.close()
+                self._tell_start(text)
+
+            engine = open_model(
+                reference,
+                settings=settings,
+                registry=self.registry,
+                on_status=tell,
+                confirm=lambda offer: confirm(self.terminal, offer, is_quiet=self.flags.quiet),
+                on_fetch=view.feed,
+            )
         if not self.flags.quiet:
             for line in engine.notes:
                 self.terminal.say(line, DIM)

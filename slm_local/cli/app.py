@@ -32,9 +32,16 @@ class _Entry:
 COMMANDS = {
     "run": _Entry("run", "MODEL [PROMPT]", "one answer; without a prompt, a chat"),
     "chat": _Entry("chat", "[MODEL]", "a conversation"),
+    "pull": _Entry("pull", "MODEL", "fetch a model; goes on where it stopped, verifies"),
     "ls": _Entry("ls", "", "the models that are here; --all: the registry, too"),
     "show": _Entry("show", "MODEL", "what is known about a model"),
     "plan": _Entry("plan", "MODEL", "every way to run it on this machine, with reasons"),
+    "doctor": _Entry("doctor", "", "this machine, what it can use, what mends the rest"),
+    "rm": _Entry("rm", "MODEL", "remove what was fetched"),
+    "verify": _Entry("verify", "[MODEL]", "hash the files that are here again"),
+    "convert": _Entry("convert", "MODEL", "to OpenVINO, from the original weights"),
+    "quantize": _Entry("quantize", "FILE --to Q", "a GGUF file in another quantization"),
+    "import": _Entry("importing", "DIR", "take models from a folder or a stick"),
 }
 ALIASES = {"list": "ls"}
 

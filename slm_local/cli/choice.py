@@ -2,51 +2,80 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Mapping, Sequence
 
-from slm_local.cli.render import Terminal
-from slm_local.errors import UsageError
-from slm_local.hardware import probe
-from slm_local.model import ModelSpec
+from slm_local.cli.forecast import forecast, machine_line
+from slm_local.cli.render import DIM, Terminal
+from slm_local.config import Settings
+from slm_local.download.found import found_models, found_spec
+from slm_local.errors import ModelBroken, UsageError
+from slm_local.hardware import Hardware, measured_probe
+from slm_local.model import ModelSpec, Plan, Variant
 from slm_local.paths import paths
 from slm_local.registry import Registry, find_local, scan
-from slm_local.selector import gigabytes, suggest
+from slm_local.selector import rank, suggest
 
 OFFERS = 3
 
 
 def chosen_model(terminal: Terminal, registry: Registry) -> str:
-    """Ask the person for a model and return its reference. `UsageError` where nobody can be asked, or none is taken."""
+    """Ask the person for a model and return its reference. `UsageError` where nobody can be asked, or none is taken.
+
+    The first time of all this measures the memory for half a second.
+    """
     hint = "slm chat tiny-reasoner"
     if sys.stdin is None or not sys.stdin.isatty() or not terminal.err_is_terminal:
         raise UsageError("which model?", hint=hint)
-    offers = _offers(registry)
-    for number, (spec, remark) in enumerate(offers, 1):
-        terminal.say(f"  {number}  {spec.id:<32}{remark}")
+    hardware = measured_probe(lambda text: terminal.say(text, DIM))
+    suited = offers(registry, hardware, _here(registry))
+    embedded = next((spec for spec in registry.models if spec.embedded), None)
+    rows = [(plan.spec.id, forecast(plan, hardware).line()) for plan in suited]
+    rows += [(embedded.id, "inside slm: sums, weighing and word problems only")] if embedded else []
+    if suited:
+        terminal.say(f"what suits {machine_line(hardware)}:", DIM)
+    width = max((len(name) for name, _ in rows), default=0)
+    for number, (name, remark) in enumerate(rows, 1):
+        terminal.say(f"  {number}  {name:<{width}}  {remark}")
     while True:
         terminal.talk("a number, or any model by its name: ")
         try:
             typed = input().strip()
         except EOFError:
             raise UsageError("no model was chosen", hint=hint) from None
-        if typed.isascii() and typed.isdigit() and 1 <= int(typed) <= len(offers):
-            return offers[int(typed) - 1][0].id
+        if typed.isascii() and typed.isdigit() and 1 <= int(typed) <= len(rows):
+            return rows[int(typed) - 1][0]
         if typed and not typed.isdigit():
             return typed
 
 
-def _offers(registry: Registry) -> list[tuple[ModelSpec, str]]:
-    files = scan(paths().models_dir)
-    present = [spec for spec in registry.models if not spec.embedded and find_local(spec, files)]
-    suited = suggest(registry.models, probe(), len(registry.models))
-    known = [*suited, *(spec for spec in present if spec not in suited)]
-    ordered = sorted(known, key=lambda spec: spec not in present)
-    embedded = [spec for spec in registry.models if spec.embedded][:1]
-    offers = [(spec, _remark(spec, spec in present)) for spec in ordered[: OFFERS - len(embedded)]]
-    return [*offers, *((spec, "inside slm: sums, weighing and word problems only") for spec in embedded)]
+def offers(registry: Registry, hardware: Hardware, here: Mapping[str, Sequence[Variant]]) -> list[Plan]:
+    """Return the best plans of three models: those that are here and fit, thinking and new ones first; then others.
+
+    `here` are the variants on this disk by their model's id. Errors: `EngineMissing`.
+    """
+    known = [spec for spec in registry.models if spec.id in here and not spec.embedded]
+    present = [plan for plan in (_best(spec, hardware, here) for spec in known) if plan.fits]
+    present.sort(key=lambda plan: (plan.spec.thinks, plan.spec.released or ""), reverse=True)
+    suited = [spec for spec in suggest(registry.models, hardware, len(registry.models)) if spec.id not in here]
+    absent = [_best(spec, hardware, here) for spec in suited[: max(0, OFFERS - len(present))]]
+    return [*present, *absent][:OFFERS]
 
 
-def _remark(spec: ModelSpec, is_here: bool) -> str:
-    size = next((each.size_bytes for each in spec.variants if each.kind == "gguf"), None)
-    parts = [gigabytes(size) if size is not None else "size unknown", "here" if is_here else "not here yet"]
-    return " · ".join(parts)
+def _best(spec: ModelSpec, hardware: Hardware, here: Mapping[str, Sequence[Variant]]) -> Plan:
+    return rank(spec, hardware, Settings(), tuple(here.get(spec.id, ())))[0]
+
+
+def _here(registry: Registry) -> dict[str, list[Variant]]:
+    """Return the GGUF files on this disk by their model's id: ours, and those that other programs keep."""
+    folders = paths()
+    files = scan(folders.models_dir)
+    here = {spec.id: [each for each in find_local(spec, files) if each.kind == "gguf"] for spec in registry.models}
+    for each in found_models():
+        if each.kind == "gguf":
+            with contextlib.suppress(ModelBroken):  # `slm ls` says what is wrong with it
+                spec = found_spec(each, registry.models, folders.cache)
+                if spec.id in here:
+                    here[spec.id] += spec.variants
+    return {model: variants for model, variants in here.items() if variants}

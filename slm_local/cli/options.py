@@ -36,6 +36,7 @@ class EngineFlags:
     template: Annotated[
         str | None, _flag("--template", group=MACHINE, metavar="FILE", text="a chat template in place of the model's")
     ] = None
+    offline: Annotated[bool, _flag("--offline", group=MACHINE, text="open no socket: only what is here")] = False
 
     def settings(self, reference_settings: Mapping[str, str] | None = None) -> Settings:
         """Return the settings of every source under these flags. Errors: `ConfigError`, `UsageError`."""
@@ -44,7 +45,7 @@ class EngineFlags:
     def given(self) -> dict[str, object]:
         """Return the flags by their settings' names, None for one that was not given."""
         names = ("backend", "device", "quant", "ctx", "threads", "template")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, "offline": self.offline or None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 from unicodedata import combining, east_asian_width
 
@@ -57,6 +58,20 @@ class Terminal:
     def line(self, text: str = "") -> None:
         """Write one line of visible text to stdout."""
         self.write(visible(text) + "\n")
+
+    def paragraph(self, text: str, *, first: str = "", rest: str = "") -> None:
+        """Write visible text to stdout behind `first`; on a terminal folded at words, further lines behind `rest`."""
+        columns = self.columns if self.out_is_terminal else sys.maxsize
+        shown = visible(text).replace("\n", " ")
+        folded = TextWrapper(
+            columns,
+            initial_indent=first,
+            subsequent_indent=rest,
+            break_on_hyphens=False,
+            break_long_words=False,  # paths and addresses are copied
+        )
+        for line in folded.wrap(shown):
+            self.write(line + "\n")
 
     def json(self, value: Any, *, is_line: bool = False) -> None:
         """Write a value as JSON to stdout, with the exact text: on one line, unless a person reads it."""
@@ -132,6 +147,14 @@ class Terminal:
             highlight=False,
             force_terminal=self.out_is_rich,
         )
+
+    @cached_property
+    def err_console(self) -> Console:
+        """Return Rich's console on stderr, for progress; what is given to it is visible already."""
+        from rich.console import Console
+
+        self._clear_status()
+        return Console(file=self._err, markup=False, emoji=False, highlight=False, force_terminal=self.err_is_rich)
 
     @contextmanager
     def drawing(self) -> Iterator[Console]:

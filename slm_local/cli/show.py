@@ -2,68 +2,135 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from slm_local.cli.answering import registry_here
+from slm_local.cli.options import MACHINE, SHOWN
 from slm_local.cli.render import DIM, Terminal
-from slm_local.engine import choose
-from slm_local.model import ModelSpec, Variant
+from slm_local.config import load_settings
+from slm_local.engine import mean
+from slm_local.errors import SlmError
+from slm_local.fit import KV_BYTES_PER_VALUE, training_flops
+from slm_local.generation import Message, ReasoningTags, ThinkControl
+from slm_local.gguf_header import GgufHeader, checked_header
+from slm_local.model import ModelSpec, Scores, Variant
 from slm_local.paths import paths
-from slm_local.registry import find_local
+from slm_local.sanitize import one_line
 from slm_local.selector import gigabytes
+from slm_local.template import ChatTemplate, prompt_for
+
+COMPUTE_TOKENS = 4096
+"""Tokens for which the DeepSeekMoE paper gives its compute."""
+
+INDENT = 14
+
+PROMPT_STATES = {
+    "open": "opens thinking",
+    "closed": "closes thinking",
+    "unopened": "leaves it to the model whether it thinks",
+}
 
 
 def command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
-    json: Annotated[bool, typer.Option("--json", help="one JSON object with every fact")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="digests and training compute, too", rich_help_panel=SHOWN)
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="open no socket: only what is here", rich_help_panel=MACHINE)
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="one JSON object with every fact", rich_help_panel=SHOWN)
+    ] = False,
 ) -> int:
     """Show what is known about a model: origin, size, forms, sampling, how it thinks; nothing is fetched or loaded."""
     terminal: Terminal = context.obj
     registry = registry_here(terminal)
-    spec = registry.resolve(model).spec
-    if spec is None:
-        choice = choose(model, registry=registry)
-        spec = choice.spec
-        for note in choice.notes:
+    resolved = registry.resolve(model)
+    here: tuple[Variant, ...] = ()
+    if resolved.kind == "url" and resolved.spec is not None:
+        spec = resolved.spec
+    else:
+        settings = load_settings({"offline": offline or None}, reference_settings=resolved.settings)
+        meaning = mean(model, settings=settings, registry=registry)
+        spec, here = meaning.spec, meaning.here
+        for note in meaning.notes:
             terminal.say(note, DIM)
-    here = find_local(spec, paths().models_dir)
     if json:
-        terminal.json({**asdict(spec), "thinks": spec.thinks, "here": [each.path for each in here]})
+        terminal.json(_values(spec, here))
         return 0
-    for name, value in _facts(spec):
-        terminal.line(f"{name + ':':<14}{value}")
-    places = {(each.repo, each.file, each.quant): each.path for each in here}
-    rows = [_cells(each, places.get((each.repo, each.file, each.quant))) for each in spec.variants]
-    if rows:
+    rows = [*_facts(spec), *_thinking(spec, here), *_remarks(spec), *(_compute(spec) if verbose else ())]
+    for name, value in rows:
+        _write(terminal, name, value)
+    for variant in _with_places(spec, here):
         terminal.line()
-        terminal.table(rows, head=("form", "size", "file", "where"))
+        for name, value in _form(variant, shows_digests=verbose):
+            _write(terminal, name, value)
     return 0
 
 
-def _facts(spec: ModelSpec) -> list[tuple[str, Any]]:
-    gated = {True: ", asks for an accepted licence", False: "", None: ""}[spec.gated]
-    active = f", {count(spec.active_parameters)} active" if spec.active_parameters else ""
+def count(parameters: int | None) -> str:
+    """Return a number of parameters as people say it: 8.0B, 135M."""
+    if parameters is None:
+        return "unknown"
+    return f"{parameters / 1e9:.1f}B" if parameters >= 10**9 else f"{parameters / 1e6:.1f}M"
+
+
+def score_text(scores: Scores) -> str:
+    """Return published figures with their source."""
+    return f"{', '.join(f'{each.name} {each.value}' for each in scores.figures)} ({scores.source})"
+
+
+def _values(spec: ModelSpec, here: Sequence[Variant]) -> dict[str, Any]:
+    scores = spec.scores and {"source": spec.scores.source} | {each.name: each.value for each in spec.scores.figures}
+    return {
+        **asdict(spec),
+        "scores": scores,
+        "thinks": spec.thinks,
+        "training_flops_4096": training_flops(spec, COMPUTE_TOKENS),
+        "here": [each.path for each in here],
+    }
+
+
+def _write(terminal: Terminal, name: str, value: str) -> None:
+    heading = f"{one_line(name, INDENT)}:" if name else ""
+    terminal.paragraph(value, first=f"{heading:<{INDENT}}", rest=" " * INDENT)
+
+
+def _facts(spec: ModelSpec) -> list[tuple[str, str]]:
+    gated = ", asks for an accepted licence" if spec.gated else ""
+    active = f", {count(spec.active_parameters)} active for a token" if spec.active_parameters else ""
     shape = {name: value for name, value in asdict(spec.shape).items() if value is not None}
-    rows: list[tuple[str, Any]] = [
+    per_token = spec.shape.kv_bytes_per_token(KV_BYTES_PER_VALUE)
+    cache = f", {per_token / 1024:g} KiB of memory each" if per_token else ""
+    rows = [
         ("model", spec.id),
         ("name", spec.name),
         ("aliases", ", ".join(spec.aliases)),
         ("family", spec.family),
-        ("licence", f"{spec.licence}{gated}" if spec.licence else ""),
-        ("source", spec.original_repo),
-        ("released", spec.released),
+        ("licence", f"{spec.licence or 'not known'}{gated}"),
+        ("source", spec.original_repo or ""),
+        ("released", spec.released or ""),
         ("parameters", f"{count(spec.parameters)}{active}" if spec.parameters else ""),
-        ("architecture", spec.architecture),
+        ("architecture", spec.architecture or ""),
         ("shape", ", ".join(f"{name} {value}" for name, value in shape.items())),
-        ("context", f"{spec.context_tokens:,} tokens" if spec.context_tokens else ""),
+        ("context", f"{spec.context_tokens:,} tokens{cache}" if spec.context_tokens else ""),
         ("sampling", _sampling(asdict(spec.sampling))),
         ("no think", _sampling(asdict(spec.sampling_no_think)) if spec.sampling_no_think else ""),
-        ("thinks", f"between {spec.tags.open} and {spec.tags.close}" if spec.tags else "no"),
-        ("system", spec.system),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _remarks(spec: ModelSpec) -> list[tuple[str, str]]:
+    rows = [
+        ("system", spec.system or ""),
+        ("scores", score_text(spec.scores) if spec.scores else ""),
         ("known from", spec.origin if spec.verified else f"{spec.origin}, second-hand"),
         *(("note", note) for note in spec.notes),
     ]
@@ -74,16 +141,72 @@ def _sampling(values: dict[str, float | int | None]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in values.items() if value is not None) or "none advised"
 
 
-def count(parameters: int | None) -> str:
-    """Return a number of parameters as people say it: 8.0B, 135M."""
-    if parameters is None:
-        return "unknown"
-    return f"{parameters / 1e9:.1f}B" if parameters >= 10**9 else f"{parameters / 1e6:.1f}M"
+def _thinking(spec: ModelSpec, here: Sequence[Variant]) -> list[tuple[str, str]]:
+    """Say how the model thinks, how that is switched, and what the chat template does that lies here."""
+    if spec.tags is None:
+        return [("thinks", "no")]
+    control = spec.think or ThinkControl()
+    ways = [
+        *([f"the template's variable {control.switch}"] if control.switch else []),
+        *([f"the word {control.off_word} in the system text"] if control.off_word else []),
+        *(["an empty block in the prompt"] if control.off_block and not (control.switch or control.off_word) else []),
+    ]
+    rows = [("thinks", f"between {spec.tags.open} and {spec.tags.close}")]
+    if spec.tags.force_open:
+        rows.append(("", "slm opens it in the prompt, for the model tends to skip it"))
+    rows.append(("", f"switched off by {' or '.join(ways)}" if ways else "can't be switched off"))
+    place = next((each.path for each in here if each.kind == "gguf" and each.path), None)
+    if place is not None and spec.family != "scripted":
+        rows.append(("", _template_line(checked_header(Path(place), paths().cache), spec, control, spec.tags)))
+    return rows
 
 
-def _cells(variant: Variant, path: str | None) -> list[str]:
-    size = "?" if variant.size_bytes is None else gigabytes(variant.size_bytes)
-    source = "/".join(part for part in (variant.repo, variant.file) if part)
-    kind = variant.quant if variant.kind == "gguf" else f"{variant.kind} {variant.quant}"
-    second = "" if variant.verified else "second-hand"
-    return [kind, size, source, path or second]
+def _template_line(header: GgufHeader, spec: ModelSpec, control: ThinkControl, tags: ReasoningTags) -> str:
+    """Render a prompt with the template in use, and say what it does with thinking."""
+    whose, source = ("entry", spec.template) if spec.template is not None else ("file", header.chat_template)
+    if source is None:
+        return "the file has no chat template: --template FILE"
+    texts = (header.bos_text, header.eos_text)
+    try:
+        template = ChatTemplate(source, bos_text=texts[0], eos_text=texts[1], control_texts=texts, tags=tags)
+        asked = [Message(role="user", content="?")]
+        prompt = prompt_for(template, asked, "auto", control, tags, adds_bos=False)
+    except SlmError as error:
+        return error.message
+    return f"with the {whose}'s chat template the prompt {PROMPT_STATES[prompt.think_state]}"
+
+
+def _compute(spec: ModelSpec) -> list[tuple[str, str]]:
+    flops = training_flops(spec, COMPUTE_TOKENS)
+    if flops is None:
+        return [("compute", "not known: it takes layers, width and vocabulary, and of a mixture its active_ffn")]
+    return [
+        ("compute", f"{flops / 1e12:.2f} TFLOPs for {COMPUTE_TOKENS:,} tokens"),
+        ("", "training, idealised as in the DeepSeekMoE paper; reading as many takes about a third"),
+    ]
+
+
+def _with_places(spec: ModelSpec, here: Sequence[Variant]) -> list[Variant]:
+    """Return every form, those that are here first."""
+    known = {(each.repo, each.file, each.quant) for each in here}
+    return [*here, *(each for each in spec.variants if (each.repo, each.file, each.quant) not in known)]
+
+
+def _form(variant: Variant, *, shows_digests: bool) -> list[tuple[str, str]]:
+    size = "size not known"
+    if variant.size_bytes is not None:
+        size = f"{'' if variant.size_is_exact else 'about '}{gigabytes(variant.size_bytes)}"
+    remarks = [
+        *([variant.kind] if variant.kind != "gguf" else []),
+        *([f"for the {variant.device.upper()}"] if variant.device else []),
+        *(["known second-hand only"] if not variant.verified else []),
+    ]
+    rows = [
+        (variant.quant or "form", ", ".join([size, *remarks])),
+        ("", variant.repo or ""),
+        ("", variant.file or "" if variant.repo else ""),
+        ("here", variant.path or ""),
+        ("revision", variant.revision or "" if shows_digests else ""),
+        ("sha256", variant.sha256 or "" if shows_digests else ""),
+    ]
+    return [(name, value) for name, value in rows if value]

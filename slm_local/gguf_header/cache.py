@@ -16,8 +16,11 @@ from slm_local.model import SamplingDefaults, Shape
 from slm_local.paths import make_folder
 from slm_local.system import lock_down_file
 
-FORMAT = 1
+FORMAT = 2
 """Raised when facts or checks change; what was written in another format is read anew."""
+
+Identity = tuple[str, *tuple[str | int, ...]]
+"""Which file, by path or address, and then what changes when the file does."""
 
 
 def checked_header(path: Path, cache_dir: Path, *, allow_vocab_only: bool = False) -> GgufHeader:
@@ -30,22 +33,21 @@ def checked_header(path: Path, cache_dir: Path, *, allow_vocab_only: bool = Fals
         found = path.resolve().stat()
     except (OSError, ValueError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
         return read_header(path, allow_vocab_only=allow_vocab_only)  # which says what is wrong
-    identity: list[str | int] = [str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino]
-    file = cache_dir / "headers" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
-    header = _load(file, identity)
+    identity = (str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino)
+    header = recall(cache_dir, identity)
     if header is None or (header.vocab_only and not allow_vocab_only):
         header = read_header(path, allow_vocab_only=allow_vocab_only)
         if header.split_count == 1:
-            _save(file, identity, header)
+            keep(cache_dir, identity, header)
     return replace(header, path=str(path))
 
 
-def _load(file: Path, identity: list[str | int]) -> GgufHeader | None:
-    """Read a remembered header; None where there is none for this file as it is now, or it is damaged."""
+def recall(cache_dir: Path, identity: Identity) -> GgufHeader | None:
+    """Return a remembered header; None where there is none for this file as it is now, or it is damaged."""
     try:
-        record = json.loads(file.read_bytes())
+        record = json.loads(_place(cache_dir, identity).read_bytes())
         body = record["header"]
-        if record["format"] != FORMAT or record["file"] != identity or record["sha256"] != _digest(body):
+        if record["format"] != FORMAT or record["file"] != list(identity) or record["sha256"] != _digest(body):
             return None
         shape, sampling = Shape(**body.pop("shape")), SamplingDefaults(**body.pop("sampling"))
         return GgufHeader(shape=shape, sampling=sampling, think_tokens=tuple(body.pop("think_tokens")), **body)
@@ -53,7 +55,9 @@ def _load(file: Path, identity: list[str | int]) -> GgufHeader | None:
         return None
 
 
-def _save(file: Path, identity: list[str | int], header: GgufHeader) -> None:
+def keep(cache_dir: Path, identity: Identity, header: GgufHeader) -> None:
+    """Remember a header, in place of that of the same file as it was before."""
+    file = _place(cache_dir, identity)
     body: dict[str, Any] = asdict(header)
     record = {"format": FORMAT, "file": identity, "sha256": _digest(body), "header": body}
     half_written = file.with_suffix(f".{os.getpid()}")
@@ -62,6 +66,10 @@ def _save(file: Path, identity: list[str | int], header: GgufHeader) -> None:
         half_written.write_text(json.dumps(record), encoding="ascii")
         lock_down_file(half_written)
         half_written.replace(file)
+
+
+def _place(cache_dir: Path, identity: Identity) -> Path:
+    return cache_dir / "headers" / f"{hashlib.sha256(os.fsencode(identity[0])).hexdigest()}.json"
 
 
 def _digest(body: dict[str, Any]) -> str:

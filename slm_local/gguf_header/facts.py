@@ -17,6 +17,7 @@ from slm_local.gguf_header.checks import (
 from slm_local.gguf_header.faults import OTHER_GGUF, broken, quoted
 from slm_local.gguf_header.formats import ARRAY, FILE_TYPES, FULL_ATTENTION_INTERVAL, RECURRENT
 from slm_local.gguf_header.reader import RawHeader, Tensor, read_raw
+from slm_local.gguf_header.source import ON_DISK, Files
 from slm_local.gguf_header.values import U16, Values
 from slm_local.model import SamplingDefaults, Shape
 
@@ -81,14 +82,14 @@ class GgufHeader:
     """A tokenizer without weights."""
 
 
-def read_header(path: Path, *, allow_vocab_only: bool = False) -> GgufHeader:
+def read_header(path: Path, *, allow_vocab_only: bool = False, files: Files = ON_DISK) -> GgufHeader:
     """Read and check a GGUF file's header, and those of its other parts if it is split.
 
     `ModelBroken` names the file and what is wrong with it, in one line, before any native code sees it.
     """
-    raw = read_raw(path)
+    raw = read_raw(path, files)
     values = Values(raw)
-    parts = [raw, *_other_parts(values)]
+    parts = [raw, *_other_parts(values, files)]
     tensors = tuple(tensor for part in parts for tensor in part.tensors)
     architecture = check_architecture(values)
     vocabulary = check_tokenizer(values)
@@ -137,7 +138,7 @@ def read_header(path: Path, *, allow_vocab_only: bool = False) -> GgufHeader:
     )
 
 
-def _other_parts(values: Values) -> list[RawHeader]:
+def _other_parts(values: Values, files: Files) -> list[RawHeader]:
     """Read the other files of a split model, which must lie beside its first."""
     path = values.raw.path
     count, number = values.whole("split.count", U16) or 0, values.whole("split.no", U16) or 0
@@ -149,10 +150,10 @@ def _other_parts(values: Values) -> list[RawHeader]:
     names = [path.with_name(f"{named['prefix']}-{part + 1:05d}-of-{count:05d}.gguf") for part in range(count)]
     if number != 0:
         raise broken(path, f"is part {number + 1} of {count}; name the first", f"slm show {quoted(names[0])}")
-    missing = [name for name in names[1:] if not name.is_file()]
+    missing = [name for name in names[1:] if not files.has(name)]
     if missing:
         raise broken(missing[0], f"is missing: part {names.index(missing[0]) + 1} of {count} of this model")
-    parts = [read_raw(name) for name in names[1:]]
+    parts = [read_raw(name, files) for name in names[1:]]
     for part, expected in zip(parts, range(1, count), strict=True):
         if Values(part).whole("split.no", U16) != expected:
             raise broken(part.path, f"is not part {expected + 1} of {count}, though named so")
@@ -174,16 +175,49 @@ def _shape(values: Values, architecture: str, layers: int, vocabulary: int, tens
     heads = max(values.per_layer(f"{architecture}.attention.head_count", layers) or (0,), default=0)
     kv_per_layer = values.per_layer(f"{architecture}.attention.head_count_kv", layers)
     key_length = values.whole(f"{architecture}.attention.key_length")
+    kept = _kv_layers(values, architecture, layers, kv_per_layer)
     return Shape(
         layers=layers or None,
         hidden=hidden,
         heads=heads or None,
         kv_heads=max(kv_per_layer or (0,), default=0) or heads or None,
         head_dim=key_length or (hidden // heads if hidden and heads else None),
-        kv_layers=_kv_layers(values, architecture, layers, kv_per_layer),
+        ffn=_ffn(values, architecture, layers),
+        kv_layers=kept,
         vocabulary=vocabulary,
         tied=not _has_output(tensors) if tensors else None,
+        state_bytes=_state_bytes(values, architecture, hidden or 0, kept=kept, layers=layers),
     )
+
+
+def _ffn(values: Values, architecture: str, layers: int) -> int | None:
+    """Return the width of the feed-forward part, of a mixture that of the experts in use or of a wider dense layer."""
+    dense = max(values.per_layer(f"{architecture}.feed_forward_length", layers) or (0,), default=0)
+    used = values.whole(f"{architecture}.expert_used_count") or 0
+    if not used:
+        return dense or None
+    of_experts = used * (values.whole(f"{architecture}.expert_feed_forward_length") or dense)
+    has_dense_layers = bool(values.whole(f"{architecture}.leading_dense_block_count"))
+    return max(of_experts, dense if has_dense_layers else 0) or None
+
+
+def _state_bytes(values: Values, architecture: str, hidden: int, *, kept: int | None, layers: int) -> int | None:
+    """Return the recurrent state of one sequence, in f32; None where there is none or its size is not known.
+
+    Source: n_embd_r and n_embd_s of llama-hparams.cpp (short convolutions and Mamba's states; gated delta nets too).
+    """
+    short = values.whole(f"{architecture}.shortconv.l_cache")
+    inner = values.whole(f"{architecture}.ssm.inner_size")
+    state = values.whole(f"{architecture}.ssm.state_size")
+    if kept is None or not (short or (inner and state)):
+        return None
+    if short:
+        return 4 * (layers - kept) * hidden * (short - 1)
+    assert inner is not None
+    assert state is not None
+    groups = values.whole(f"{architecture}.ssm.group_count") or 0
+    kernel = values.whole(f"{architecture}.ssm.conv_kernel") or 1
+    return 4 * (layers - kept) * ((kernel - 1) * (inner + 2 * groups * state) + state * inner)
 
 
 def _kv_layers(values: Values, architecture: str, layers: int, kv_per_layer: tuple[int, ...] | None) -> int | None:

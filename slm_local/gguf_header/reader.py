@@ -6,17 +6,17 @@ file and a limit before it is used. What the values mean, `facts` knows.
 
 from __future__ import annotations
 
-import stat
 import struct
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from slm_local.errors import ModelBroken
-from slm_local.gguf_header.faults import BIG_ENDIAN, NEWER_ENGINE, OTHER_GGUF, broken, not_gguf, quoted, shown
+from slm_local.gguf_header.faults import BIG_ENDIAN, NEWER_ENGINE, OTHER_GGUF, broken, not_gguf, shown
 from slm_local.gguf_header.formats import ARRAY, STRING, TENSOR_TYPES, TENSOR_TYPES_END, VALUE_FORMATS, TensorType
+from slm_local.gguf_header.source import Bytes, Files
 
 MAX_HEADER_BYTES = 48 << 20
 """Three times the largest header seen (a vocabulary of 262,144 tokens: 15.8 MB)."""
@@ -82,33 +82,18 @@ class RawHeader:
     """Where each token of the vocabulary stands, its length first."""
 
 
-def read_raw(path: Path) -> RawHeader:
+def read_raw(path: Path, files: Files) -> RawHeader:
     """Read and check one file's header; `ModelBroken` names what is wrong."""
-    try:
-        found = path.stat()
-    except FileNotFoundError as error:
-        raise broken(path, "is not there", "slm ls") from error
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise broken(path, f"can't be reached: {error}", "slm ls") from error
-    if stat.S_ISDIR(found.st_mode):
-        raise broken(path, "is a folder, not a GGUF file", f"slm show {quoted(path)}")
-    if not stat.S_ISREG(found.st_mode):
-        raise broken(path, "is not a regular file", "slm ls")
-    try:
-        with path.open("rb", buffering=0) as file:
-            return _read(_Cursor(path, file, found.st_size))
-    except PermissionError as error:
-        raise broken(path, "may not be read by you", f"chmod u+r {quoted(path)}") from error
-    except OSError as error:
-        raise broken(path, f"can't be read: {error.strerror}") from error
+    with files.open(path) as file:
+        return _read(_Cursor(path, file))
 
 
 class _Cursor:
-    """The bytes from the file's beginning that were read so far, and a place in them."""
+    """The bytes from a file's beginning that were read so far, and a place in them."""
 
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+    def __init__(self, path: Path, file: Bytes) -> None:
         self.path = path
-        self.size = size
+        self.size = file.size_bytes
         self.buffer = bytearray()
         self.place = 0
         self.strings_left = MAX_STRINGS

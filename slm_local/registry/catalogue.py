@@ -1,4 +1,4 @@
-"""The models known here, by name; resolves model references and finds a model's files on this disk."""
+"""The models known here, by name; resolves model references."""
 
 from __future__ import annotations
 
@@ -103,38 +103,6 @@ def load_registry(user_file: Path | None = None) -> Registry:
     entries = Entries(own, user)
     built = list(entries.build())
     return Registry(built, entries.warnings)
-
-
-def scan(models_dir: Path) -> dict[str, list[Path]]:
-    """Return every GGUF file below a folder, by its name; none where there is no such folder."""
-    found: dict[str, list[Path]] = {}
-    for folder, _, names in os.walk(models_dir):
-        for name in names:
-            path = Path(folder) / name
-            if name.lower().endswith(".gguf") and path.is_file():
-                found.setdefault(name, []).append(path)
-    return found
-
-
-def find_local(spec: ModelSpec, models: Path | Mapping[str, Sequence[Path]]) -> tuple[Variant, ...]:
-    """Return the variants whose exact file lies in the models folder (or in a `scan` of it), with path and true size.
-
-    A file counts once, for the variant whose size it has, else for the first of its name. Variants that have a path
-    of their own, as embedded ones do, are always here.
-    """
-    files = scan(models) if isinstance(models, Path) else models
-    found: dict[Path, Variant] = {}
-    exact: set[Path] = set()
-    for variant in spec.variants:
-        places = files.get(Path(variant.file).name, ()) if variant.file else ()
-        for path in places if variant.path is None else (Path(variant.path),):
-            size = path.stat().st_size if path.is_file() else None
-            has_size = variant.size_is_exact and variant.size_bytes == size
-            if path not in found or (has_size and path not in exact):
-                found[path] = replace(variant, path=str(path), size_bytes=size, size_is_exact=True)
-            if has_size:
-                exact.add(path)
-    return tuple(found.values())
 
 
 def _shipped_file() -> Path:

@@ -216,8 +216,13 @@ def scores(value: object) -> dict[str, float | str]:
         raise Fault(f"must be a table, not {_kind(value)}")
     if "source" not in value:
         raise Fault("says no source")
-    figure = number(-1e9, 1e9)
-    return checked(value, {key: text if key == "source" else figure for key in value})
+    return checked(value, {key: text if key == "source" else _figure for key in value})
+
+
+def _figure(value: object) -> float:
+    """Check a figure and keep it as it is printed: 1205 stays a whole number."""
+    found = number(-1e9, 1e9)(value)
+    return value if isinstance(value, int) else found
 
 
 def _is_safe(part: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_local.generation import ReasoningTags, ThinkControl
-from slm_local.model import ModelSpec, SamplingDefaults, Shape, Variant
+from slm_local.model import ModelSpec, SamplingDefaults, Score, Scores, Shape, Variant
 from slm_local.registry import checks, form
 from slm_local.registry.checks import Fault, Schema
 from slm_local.registry.source import Source
@@ -128,7 +128,17 @@ def _spec(model: str, meant: Meant, origin: str) -> ModelSpec:
     is_embedded = meant.get("embedded", False)
     tags = _tags(meant["tags"]) if "tags" in meant else None
     plain = {"family", "licence", "gated", "original_repo", "parameters", "active_parameters", "architecture"}
-    plain |= {"context_tokens", "template", "system", "verified", "refusal", "released", "notes", "aliases"}
+    plain |= {
+        "active_ffn",
+        "context_tokens",
+        "template",
+        "system",
+        "verified",
+        "refusal",
+        "released",
+        "notes",
+        "aliases",
+    }
     return ModelSpec(
         id=model,
         name=meant.get("name", model),
@@ -138,6 +148,7 @@ def _spec(model: str, meant: Meant, origin: str) -> ModelSpec:
         tags=tags,
         think=ThinkControl(**meant.get("think", {})) if tags is not None else None,
         variants=tuple(_variant(each, at, is_embedded) for at, each in enumerate(meant.get("variants", ()))),
+        scores=_scores(meant["scores"]) if "scores" in meant else None,
         embedded=is_embedded,
         origin=origin,
         **{key: value for key, value in meant.items() if key in plain},
@@ -151,6 +162,11 @@ def _tags(table: Meant) -> ReasoningTags:
     if table["open"] == table["close"]:
         raise Fault("must differ from the opening tag", ("tags", "close"))
     return ReasoningTags(**table)
+
+
+def _scores(table: Meant) -> Scores:
+    figures = tuple(Score(name=name, value=value) for name, value in table.items() if name != "source")
+    return Scores(source=table["source"], figures=figures)
 
 
 def _variant(table: Meant, position: int, is_embedded: bool) -> Variant:

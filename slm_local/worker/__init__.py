@@ -51,7 +51,7 @@ class Worker:
     """One child process with one model. Streams may run in several threads at once."""
 
     def __init__(self, log_folder: Path) -> None:
-        self.log_path = _new_log(log_folder)
+        self.log_path = new_log(log_folder)
         self._process = _spawn(self.log_path)
         self._write_lock = threading.Lock()
         self._ids = itertools.count(1)
@@ -218,29 +218,34 @@ def _expect(kind: type[T], value: object) -> T:
     return value
 
 
-def _spawn(log_path: Path) -> subprocess.Popen[bytes]:
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child that runs native code: this package can be imported, secrets are left out."""
     package_root = str(Path(__file__).resolve().parents[2])
     environment = {key: value for key, value in os.environ.items() if key not in SECRET_VARIABLES}
     environment["GGML_NO_BACKTRACE"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    return environment
+
+
+def _spawn(log_path: Path) -> subprocess.Popen[bytes]:
     with log_path.open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "slm_local.worker", str(log_path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=environment,
+            env=child_environment(),
             **spawn_options(),
         )
 
 
-def _new_log(folder: Path) -> Path:
-    """Make an empty log file of its own for a child and delete the oldest ones."""
-    logs = sorted(folder.glob("worker-*.log"), key=lambda path: path.stat().st_mtime)
+def new_log(folder: Path, kind: str = "worker") -> Path:
+    """Make an empty log file of its own for a child and delete the oldest ones of its kind."""
+    logs = sorted(folder.glob(f"{kind}-*.log"), key=lambda path: path.stat().st_mtime)
     for old in logs[: max(0, len(logs) - KEPT_LOGS + 1)]:
         with contextlib.suppress(OSError):  # Windows keeps a log that a living child writes
             old.unlink()
-    path = folder / f"worker-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}.log"
+    path = folder / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}.log"
     path.touch(mode=0o600)
     lock_down_file(path)
     return path

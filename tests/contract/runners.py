@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +25,7 @@ from slm_local.generation import (
     ThinkMode,
 )
 from slm_local.worker import Worker
+from tests.loading import load_settings_for
 
 
 class Runner(Protocol):
@@ -63,6 +64,20 @@ class InWorker:
 
     def close(self) -> None:
         self.worker.close()
+
+
+CASES = (
+    *("scripted", "scripted-worker", "llamacpp", "llamacpp-worker"),
+    *("openvino", "openvino-worker", "openvino-tiny", "openvino-tiny-worker"),
+)
+"""A backend; `tiny`: with the embedded model in place of SmolLM2-135M; `worker`: in a process of its own."""
+
+
+def runner_for(case: str, model: Path, folder: Path, *, context: int) -> Runner:
+    """Load a model as one of `CASES` says; `folder` is for logs and compiled models."""
+    backend = case.partition("-")[0]
+    settings = replace(load_settings_for(backend, model, context=context), cache_dir=str(folder / "compiled"))
+    return InWorker(settings, folder) if case.endswith("-worker") else InProcess(settings)
 
 
 def ask(

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import assert_never
 
-from slm_local.config import SamplingOverrides, Settings, load_settings
-from slm_local.errors import DownloadFailed, EngineMissing, SlmError, UsageError
+from slm_local.config import SamplingOverrides, Settings
+from slm_local.engine.choice import Choice, Meaning, choose, mean, ranked
+from slm_local.engine.supply import Confirm, Offer, OnFetch, make_offer, supplied, take
+from slm_local.errors import DownloadFailed, SlmError, UsageError
+from slm_local.fit import read_bytes_per_token
 from slm_local.generation import (
     Control,
     Done,
@@ -28,12 +30,13 @@ from slm_local.generation import (
     ThinkMode,
 )
 from slm_local.gguf_header import checked_header
-from slm_local.hardware import probe
+from slm_local.measured import remember_reply
 from slm_local.metrics import Collector
-from slm_local.model import ModelSpec, Plan, SamplingDefaults, Variant
+from slm_local.model import ModelSpec, Plan, SamplingDefaults
 from slm_local.paths import make_folder, paths
-from slm_local.registry import Registry, Resolved, find_local, load_registry, spec_for_file
-from slm_local.selector import does_not_fit, rank
+from slm_local.registry import Registry
+from slm_local.selector import does_not_fit
+from slm_local.system import largest_program
 from slm_local.worker import Worker
 
 SILENCE_S = 0.5
@@ -41,27 +44,21 @@ SILENCE_S = 0.5
 
 Status = Callable[[str], None]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What a model reference means here: the model, the settings merged, every plan, best first, and remarks."""
-
-    spec: ModelSpec
-    settings: Settings
-    plans: tuple[Plan, ...]
-    notes: tuple[str, ...]
-
-
-def choose(reference: str, *, settings: Settings | None = None, registry: Registry | None = None) -> Choice:
-    """Resolve a model reference and rank the ways to run it here.
-
-    Errors: `UnknownModel`, `UsageError`, `ModelBroken`, `DownloadFailed` for a reference that would need the network.
-    """
-    registry = registry or load_registry(paths().config / "models.toml")
-    resolved = registry.resolve(reference)
-    settings = settings or load_settings({}, reference_settings=resolved.settings)
-    spec, here, notes = _spec_here(resolved, registry)
-    return Choice(spec=spec, settings=settings, plans=tuple(rank(spec, probe(), settings, here)), notes=notes)
+__all__ = [
+    "Choice",
+    "Confirm",
+    "Engine",
+    "Meaning",
+    "Offer",
+    "OnFetch",
+    "choose",
+    "make_offer",
+    "mean",
+    "open_model",
+    "ranked",
+    "supplied",
+    "take",
+]
 
 
 def open_model(
@@ -70,18 +67,24 @@ def open_model(
     settings: Settings | None = None,
     registry: Registry | None = None,
     on_status: Status | None = None,
+    confirm: Confirm | None = None,
+    on_fetch: OnFetch | None = None,
     control: Control | None = None,
 ) -> Engine:
-    """Open a model by any reference the command line takes; blocks until it is loaded.
+    """Open a model by any reference the command line takes; blocks until it is loaded, fetched first if it must be.
 
     `settings` None reads config.toml, SLM_* variables and what hangs on the reference. `on_status` is told what goes
-    on after half a second of silence. Errors: those of `choose`, `DoesNotFit`, `EngineMissing`, `ModelBroken`,
+    on after half a second of silence. `confirm` is asked before a download begins (None: it begins at once), `on_fetch`
+    told how far it is. Errors: those of `choose`, `DoesNotFit`, `DownloadFailed`, `EngineMissing`, `ModelBroken`,
     `WorkerCrashed`, `Interrupted` when `control` was cancelled.
     """
+    control = control or Control()
     chosen = choose(reference, settings=settings, registry=registry)
-    engine = Engine(chosen, on_status=on_status)
+    if not chosen.plans[0].fits:
+        raise does_not_fit(chosen.plans[0], largest_program())
+    engine = Engine(supplied(chosen, confirm=confirm, on_fetch=on_fetch, control=control), on_status=on_status)
     try:
-        engine.start(control or Control())
+        engine.start(control)
     except BaseException:
         engine.close()
         raise
@@ -171,7 +174,10 @@ class Engine:
         self._unreported_load_s = 0.0
         for event in self._worker.stream(request, control):
             collector.feed(event)
-            yield Done(reply=collector.reply()) if isinstance(event, Done) else event
+            if isinstance(event, Done):
+                self._remember_speed(collector.reply())
+                event = Done(reply=collector.reply())
+            yield event
 
     def reply(self, request: GenerationRequest | str, control: Control | None = None) -> Reply:
         """Generate and return the whole reply. Errors: as `stream`."""
@@ -194,6 +200,18 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _remember_speed(self, reply: Reply) -> None:
+        """Keep how fast this engine read, for later forecasts; replies too short to tell are passed over there."""
+        weights = read_bytes_per_token(self.spec, self.plan.variant)
+        if weights is not None:
+            remember_reply(
+                paths().cache,
+                self.plan.backend,
+                reply,
+                weights_bytes=weights,
+                kv_bytes_per_token=self.spec.shape.kv_bytes_per_token(),
+            )
+
     def _tell(self, waited_s: float, fraction: float | None) -> None:
         status = "starting the engine…" if fraction is None else f"loading {fraction:.0%}"
         if waited_s >= SILENCE_S and status != self._told:
@@ -201,56 +219,16 @@ class Engine:
             self._on_status(status)
 
 
-def _spec_here(resolved: Resolved, registry: Registry) -> tuple[ModelSpec, tuple[Variant, ...], tuple[str, ...]]:
-    """Return the model that a reference names, its variants that are on this disk, and remarks."""
-    match resolved.kind:
-        case "registry":
-            assert resolved.spec is not None
-            return resolved.spec, find_local(resolved.spec, paths().models_dir), resolved.notes
-        case "scripted":
-            assert resolved.spec is not None
-            return resolved.spec, resolved.spec.variants, resolved.notes
-        case "path":
-            assert resolved.path is not None
-            header = checked_header(Path(resolved.path), paths().cache)
-            spec, line = spec_for_file(header, registry.models)
-            return spec, spec.variants, (*resolved.notes, line)
-        case "openvino":
-            raise EngineMissing(
-                f"{resolved.path} is an OpenVINO model, and this version runs GGUF files only",
-                hint="give a .gguf file, or: slm ls",
-            )
-        case "hf":
-            raise DownloadFailed(
-                f"{resolved.reference} is on the Hugging Face Hub, and this version does not fetch models",
-                hint=f"download a .gguf file of {resolved.repo} and give its path: slm run PATH/TO/FILE.gguf",
-            )
-        case "url":
-            raise UsageError(
-                f"{resolved.reference} is a remote engine, and this version runs local models only", hint="slm ls"
-            )
-        case _:
-            assert_never(resolved.kind)
-
-
 def _runnable(choice: Choice) -> Plan:
     """Return the best plan, if it can run now. Errors: `DownloadFailed`, `ModelBroken`, `DoesNotFit`."""
     plan = choice.plans[0]
     if plan.variant.path is None:
-        raise _not_here(choice.spec, plan.variant)
+        raise DownloadFailed(f"{choice.spec.id} is not on this disk", hint=f"slm pull {choice.spec.id}")
     if plan.backend == "llamacpp":
         checked_header(Path(plan.variant.path), paths().cache)  # before native code sees the file
     if not plan.fits:
-        raise does_not_fit(plan)
+        raise does_not_fit(plan, largest_program())
     return plan
-
-
-def _not_here(spec: ModelSpec, variant: Variant) -> DownloadFailed:
-    where = f"{variant.file} of huggingface.co/{variant.repo}" if variant.file else f"huggingface.co/{variant.repo}"
-    return DownloadFailed(
-        f"{spec.id} is not on this disk, and this version does not fetch models",
-        hint=f"download {where} into {paths().models_dir}, or try: slm run tiny-reasoner",
-    )
 
 
 def _load_settings(plan: Plan, settings: Settings) -> LoadSettings:

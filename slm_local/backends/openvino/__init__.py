@@ -1,0 +1,243 @@
+"""OpenVINO GenAI behind the backend protocol: add requests, step, read.
+
+A prompt is read in chunks, each a request for one token with a longer beginning of it: the prefix cache keeps what was
+computed, so that a chunk's size can follow the speed seen, and a cancel leaves nothing undone. Text is made from tokens
+here, so that none is held back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from slm_local.backends.base import prompt_too_long
+from slm_local.backends.llamacpp.vocabulary import TokenText
+from slm_local.backends.openvino.library import genai, reason_of
+from slm_local.backends.openvino.loading import WARM_UP_TOKENS, load_model
+from slm_local.backends.openvino.pipelines import Output
+from slm_local.backends.openvino.reading import ChunkSize, Ledger
+from slm_local.backends.openvino.sampling import drawn_seed, generation_config, sampling_fields
+from slm_local.errors import SlmError, UsageError
+from slm_local.generation import (
+    Control,
+    Handle,
+    LoadSettings,
+    ModelFacts,
+    Piece,
+    PieceEnd,
+    Prompt,
+    PromptProgress,
+    Sampling,
+    Update,
+)
+
+
+@dataclass(slots=True)
+class Sequence:
+    """One prompt and what was made of it."""
+
+    handle: Handle
+    ids: list[int]
+    """Prompt, generated and injected tokens."""
+    fields: dict[str, Any]
+    seed: int
+    told_tokens: int = 0
+    """How much of the prompt was reported as read."""
+    read_tokens: int = 0
+    """How many leading tokens were computed by chunks."""
+    chunk_end: int | None = None
+    """Where the chunk ends that its request reads; None: the request, if any, reads the rest and generates."""
+    request: int | None = None
+    is_generating: bool = False
+    text: TokenText = field(default_factory=TokenText)
+    outbox: list[Update] = field(default_factory=list)
+
+
+class OpenVinoBackend:
+    """One model in OpenVINO GenAI: a GGUF file or an OpenVINO folder, on processor, GPU or NPU."""
+
+    def __init__(self) -> None:
+        self.capabilities: frozenset[str] = frozenset()
+        """Known once loaded. `cached_tokens` is never among them: the runtime does not tell."""
+        self.max_sequences = 1
+        self._live: dict[int, Sequence] = {}
+        self._handles = 0
+        self.step_s = 0.0
+        """Seconds spent inside the runtime's steps, for measuring what everything else costs."""
+
+    # ---- loading
+
+    def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
+        """Load a GGUF file or an OpenVINO folder. Errors: `EngineMissing`, `ModelBroken`, `DoesNotFit`, ..."""
+        loaded = load_model(settings, control, on_progress)
+        self._facts, self._words, self._pipeline = loaded.facts, loaded.words, loaded.pipeline
+        self.capabilities, self.max_sequences = frozenset(loaded.facts.capabilities), loaded.pipeline.sequences
+        self._ends = loaded.words.end_ids()
+        self._context_tokens = settings.context_tokens
+        self._ledger = Ledger(settings.context_tokens)
+        self._chunks = ChunkSize(settings.batch_tokens)
+        if loaded.warm_up_s:
+            self._chunks.record(WARM_UP_TOKENS, loaded.warm_up_s)
+        return loaded.facts
+
+    # ---- sequences
+
+    def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
+        """Queue a prompt. Errors: `PromptTooLong`, `UsageError`."""
+        ids = self._tokens(prompt)
+        if not ids:
+            raise UsageError("the prompt has no tokens", hint="give a prompt")
+        room = min(self._context_tokens, self._pipeline.longest_prompt + 1)
+        if len(ids) >= room:
+            raise prompt_too_long(len(ids), room, self._facts.trained_context_tokens)
+        fields, seed = sampling_fields(sampling), drawn_seed(sampling)
+        self._config(fields, seed, most_tokens=1)  # refused now, not at a step
+        self._handles += 1
+        handle = Handle(id=self._handles, prompt_tokens=len(ids), cached_tokens=None)
+        self._live[handle.id] = Sequence(handle=handle, ids=ids, fields=fields, seed=seed)
+        return handle
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if prompt.ids is None:
+            tokenize = self._words.tokenize
+            return [token for run in prompt.runs for token in tokenize(run.text, parse_control=run.allows_control)]
+        bad = [token for token in prompt.ids if not 0 <= token < self._words.size]
+        if bad:
+            raise UsageError(
+                f"token id {bad[0]} is not in the vocabulary of {self._words.size:,}",
+                hint="give ids of this model's own vocabulary",
+            )
+        return list(prompt.ids)
+
+    def inject(self, handle: Handle, text: str) -> None:
+        """End the request and go on with another: prompt, what was generated, and `text`; penalties start anew."""
+        sequence = self._live[handle.id]
+        self._halt(sequence)
+        unfinished = sequence.text.flush()
+        if unfinished:
+            sequence.outbox.append(Piece(handle=handle, text=unfinished, ids=()))
+        for token in self._words.tokenize(text, parse_control=True):
+            sequence.ids.append(token)
+            shown = sequence.text.feed(self._words.piece(token))
+            sequence.outbox.append(Piece(handle=handle, text=shown, ids=(token,), injected=True))
+        sequence.seed = (sequence.seed + 1) % 2**32  # the same draws over again would be no draws
+
+    def remove(self, handle: Handle) -> None:
+        """Stop a sequence; its blocks stay for the next prompt that begins alike."""
+        sequence = self._live.pop(handle.id, None)
+        if sequence is not None:
+            self._halt(sequence)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._live = {}
+        self._pipeline.close()
+        self._words.close()
+
+    def _halt(self, sequence: Sequence) -> None:
+        """End a sequence's request, whatever it was at; keep in mind what it computed."""
+        if sequence.request is not None:
+            self._pipeline.stop(sequence.request)
+        if sequence.is_generating:
+            self._ledger.remember(sequence.ids[:-1])  # the token sampled last was not computed yet
+        elif sequence.read_tokens:
+            self._ledger.remember(sequence.ids[: sequence.read_tokens])
+        sequence.request = sequence.chunk_end = None
+        sequence.is_generating = False
+
+    # ---- the loop
+
+    def step(self, control: Control) -> list[Update]:
+        """Decode one token of every sequence that generates and read one chunk of one that reads its prompt."""
+        updates = [update for sequence in self._live.values() for update in sequence.outbox]
+        for sequence in self._live.values():
+            sequence.outbox = []
+        if control.cancelled or not self._live:
+            return updates
+        updates += self._end_full()
+        chunk = self._feed()
+        begun = time.perf_counter()
+        try:
+            outputs = self._pipeline.step(control)
+        except RuntimeError as error:
+            raise SlmError(f"OpenVINO failed to compute: {reason_of(error)}", hint="slm chat") from error
+        spent_s = time.perf_counter() - begun
+        self.step_s += spent_s
+        by_request = {sequence.request: sequence for sequence in self._live.values()}
+        for output in outputs:
+            updates += self._harvest(by_request[output.request], output)
+        if chunk:
+            self._chunks.record(chunk, spent_s)
+        return updates
+
+    def _feed(self) -> int:
+        """Give a request to the first sequence that has none; return how many tokens it will read in the next step.
+
+        One reads at a time, so that a step stays short and a prompt asked for twice is computed once.
+        """
+        waiting = [sequence for sequence in self._live.values() if sequence.request is None]
+        if not waiting or any(sequence.chunk_end is not None for sequence in self._live.values()):
+            return 0
+        sequence = waiting[0]
+        known, end = 0, len(sequence.ids)
+        if self._pipeline.keeps_prefixes:
+            known = max(sequence.read_tokens, self._ledger.known(sequence.ids))
+            end = min(known + self._chunks.size, end)
+        if end < len(sequence.ids):
+            sequence.chunk_end = end
+            config = self._config({"do_sample": False}, 0, most_tokens=1)
+        else:
+            config = self._config(sequence.fields, sequence.seed, most_tokens=self._context_tokens + 1 - end)
+        sequence.request = self._pipeline.start(sequence.ids[:end], config)
+        return end - known
+
+    def _config(self, fields: dict[str, Any], seed: int, *, most_tokens: int) -> Any:
+        ends = self._ends
+        return generation_config(genai(), fields, seed=seed, most_tokens=most_tokens, end_id=min(ends), end_ids=ends)
+
+    def _end_full(self) -> list[Update]:
+        """End the sequences that wait for a request and are too long to be read again."""
+        longest = min(self._context_tokens, self._pipeline.longest_prompt)
+        full = [each for each in self._live.values() if each.request is None and len(each.ids) > longest]
+        return [self._ended(sequence, "", (), "context") for sequence in full]
+
+    def _harvest(self, sequence: Sequence, output: Output) -> list[Update]:
+        if sequence.chunk_end is not None:
+            return self._end_of_chunk(sequence, sequence.chunk_end, output)
+        updates: list[Update] = []
+        for place, token in enumerate(output.ids):
+            if not sequence.is_generating:
+                sequence.is_generating = True
+                updates += self._progress(sequence, sequence.handle.prompt_tokens or 0)
+            if token in self._ends:
+                return [*updates, self._ended(sequence, "", (token,), "stop")]
+            sequence.ids.append(token)
+            text = sequence.text.feed(self._words.piece(token))
+            if output.end is not None and place == len(output.ids) - 1:
+                return [*updates, self._ended(sequence, text, (token,), "context")]
+            updates.append(Piece(handle=sequence.handle, text=text, ids=(token,)))
+        if output.end is not None:
+            updates.append(self._ended(sequence, "", (), "context"))
+        return updates
+
+    def _end_of_chunk(self, sequence: Sequence, end: int, output: Output) -> list[Update]:
+        if output.end is None:
+            return []
+        if output.end == "memory":
+            return [self._ended(sequence, "", (), "context")]
+        sequence.read_tokens, sequence.request, sequence.chunk_end = end, None, None
+        return self._progress(sequence, end)
+
+    def _progress(self, sequence: Sequence, done_tokens: int) -> list[Update]:
+        """Tell how much of a prompt was read, unless all of it was told before."""
+        handle, total = sequence.handle, sequence.handle.prompt_tokens or 0
+        if sequence.told_tokens >= total:
+            return []
+        sequence.told_tokens = min(done_tokens, total)
+        return [PromptProgress(handle=handle, done_tokens=sequence.told_tokens, total_tokens=total)]
+
+    def _ended(self, sequence: Sequence, text: str, ids: tuple[int, ...], end: PieceEnd) -> Piece:
+        self.remove(sequence.handle)
+        return Piece(handle=sequence.handle, text=text + sequence.text.flush(), ids=ids, end=end)

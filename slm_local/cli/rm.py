@@ -1,0 +1,109 @@
+"""`slm rm MODEL`: removes what was fetched, after saying what goes; what is not slm's own is refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slm_local.cli.answering import registry_here
+from slm_local.cli.render import Terminal
+from slm_local.download.kept import KeptModel, kept_of, remove
+from slm_local.download.values import gigabytes
+from slm_local.errors import Interrupted, UsageError
+from slm_local.paths import paths
+
+
+def command(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
+    quant: Annotated[str | None, typer.Option("--quant", metavar="Q", help="only this quantization")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="all quantizations that are here")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="don't ask")] = False,
+) -> int:
+    """Remove a model's files, finished or not, and say how many bytes that freed."""
+    terminal: Terminal = context.obj
+    registry = registry_here(terminal)
+    resolved = registry.resolve(model)
+    models_dir = paths().models_dir
+    kept = kept_of(resolved, registry.models, models_dir)
+    if not kept:
+        from slm_local.cli.elsewhere import not_kept
+
+        raise not_kept(resolved, registry)
+    can_ask = sys.stdin is not None and sys.stdin.isatty() and terminal.err_is_terminal and not yes
+    chosen = _of_quant(model, kept, quant or resolved.settings.get("quant"))
+    if len(chosen) > 1 and not everything and quant is None:
+        chosen = _picked(terminal, chosen, models_dir) if can_ask else _unpicked(model, chosen)
+    elif can_ask:
+        _confirm(terminal, chosen, models_dir)
+    elif not yes:
+        total = gigabytes(sum(each.size_bytes for each in chosen))
+        raise UsageError(f"removing {model} ({total}) is not asked about here", hint=f"slm rm {model} -y")
+    freed = sum(remove(each, models_dir) for each in chosen)
+    for each in chosen:
+        terminal.line(f"removed {_place(each, models_dir)}")
+    terminal.line(f"{freed:,} bytes freed ({gigabytes(freed)})")
+    return 0
+
+
+def _of_quant(model: str, kept: Sequence[KeptModel], quant: str | None) -> Sequence[KeptModel]:
+    if quant is None:
+        return kept
+    chosen = [each for each in kept if each.quant.casefold() == quant.casefold()]
+    if not chosen:
+        raise UsageError(f"{model} is not here as {quant}; it is as {_listed(kept)}", hint=_hint(model, kept[0]))
+    return chosen
+
+
+def _unpicked(model: str, kept: Sequence[KeptModel]) -> Sequence[KeptModel]:
+    raise UsageError(f"{model} is here as {_listed(kept)}: which one?", hint=f"{_hint(model, kept[0])}   or --all")
+
+
+def _picked(terminal: Terminal, kept: Sequence[KeptModel], models_dir: Path) -> Sequence[KeptModel]:
+    """Have the person choose one or all of several; `Interrupted` where they choose none."""
+    for number, each in enumerate(kept, 1):
+        terminal.say(f"  {number}  {_line(each, models_dir)}")
+    typed = _typed(terminal, "remove which? a number, or all; Enter: none ")
+    if typed == "all":
+        return kept
+    if typed.isascii() and typed.isdigit() and 1 <= int(typed) <= len(kept):
+        return [kept[int(typed) - 1]]
+    raise Interrupted("nothing was removed", hint="slm ls")
+
+
+def _typed(terminal: Terminal, question: str) -> str:
+    terminal.talk(question)
+    try:
+        return input().strip()
+    except EOFError:
+        return ""
+
+
+def _confirm(terminal: Terminal, chosen: Sequence[KeptModel], models_dir: Path) -> None:
+    for each in chosen:
+        terminal.say(f"  {_line(each, models_dir)}")
+    if _typed(terminal, f"remove {'it' if len(chosen) == 1 else 'them'}? y, Enter: no ").lower() not in ("y", "yes"):
+        raise Interrupted("nothing was removed", hint="slm ls")
+
+
+def _line(kept: KeptModel, models_dir: Path) -> str:
+    files = f" · {len(kept.files)} files" if len(kept.files) > 1 else ""
+    state = "" if kept.is_whole else " · not whole"
+    return f"{kept.quant or 'model':<10} {gigabytes(kept.size_bytes):>8}  {_place(kept, models_dir)}{files}{state}"
+
+
+def _place(kept: KeptModel, models_dir: Path) -> str:
+    only = kept.files[0].path if len(kept.files) == 1 else kept.target
+    return str(only.relative_to(models_dir))
+
+
+def _listed(kept: Sequence[KeptModel]) -> str:
+    return ", ".join(f"{each.quant or each.target.name} ({gigabytes(each.size_bytes)})" for each in kept)
+
+
+def _hint(model: str, kept: KeptModel) -> str:
+    return f"slm rm {model} --quant {kept.quant}" if kept.quant else f'slm rm "{kept.target}"'

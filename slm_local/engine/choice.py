@@ -1,0 +1,102 @@
+"""What a model reference means on this machine: the model, its files that are here, every way to run it, best first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import assert_never
+
+from slm_local.config import Settings, load_settings
+from slm_local.download.found import found_models, found_variants
+from slm_local.download.hub import Hub
+from slm_local.download.remote import fill
+from slm_local.errors import EngineMissing, UsageError
+from slm_local.gguf_header import checked_header
+from slm_local.hardware import probe
+from slm_local.model import ModelSpec, Plan, Variant
+from slm_local.paths import paths
+from slm_local.registry import Registry, Resolved, find_local, load_registry, spec_for_file
+from slm_local.selector import rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meaning:
+    """The model that a reference names, its variants that are on this disk, and remarks."""
+
+    reference: str
+    """As it was typed."""
+    spec: ModelSpec
+    settings: Settings
+    here: tuple[Variant, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice(Meaning):
+    """A meaning with every plan, best first."""
+
+    plans: tuple[Plan, ...]
+
+
+def mean(reference: str, *, settings: Settings | None = None, registry: Registry | None = None) -> Meaning:
+    """Resolve a model reference; a Hub reference that is not here asks the Hub.
+
+    Errors: `UnknownModel`, `UsageError`, `ModelBroken`, `DownloadFailed`.
+    """
+    registry = registry or load_registry(paths().config / "models.toml")
+    resolved = registry.resolve(reference)
+    settings = settings or load_settings({}, reference_settings=resolved.settings)
+    spec, here, notes = _spec_here(resolved, settings, registry)
+    return Meaning(reference=reference, spec=spec, settings=settings, here=here, notes=notes)
+
+
+def choose(reference: str, *, settings: Settings | None = None, registry: Registry | None = None) -> Choice:
+    """Resolve a model reference and rank the ways to run it here. Errors: those of `mean` and of `selector.rank`."""
+    return ranked(mean(reference, settings=settings, registry=registry))
+
+
+def ranked(meaning: Meaning) -> Choice:
+    """Rank the ways to run what was meant. Errors: those of `selector.rank`."""
+    known = {each.name: getattr(meaning, each.name) for each in fields(Meaning)}
+    return Choice(**known, plans=tuple(rank(meaning.spec, probe(), meaning.settings, meaning.here)))
+
+
+def _spec_here(
+    resolved: Resolved, settings: Settings, registry: Registry
+) -> tuple[ModelSpec, tuple[Variant, ...], tuple[str, ...]]:
+    match resolved.kind:
+        case "registry":
+            assert resolved.spec is not None
+            return resolved.spec, _here(resolved.spec, settings, registry), resolved.notes
+        case "scripted":
+            assert resolved.spec is not None
+            return resolved.spec, resolved.spec.variants, resolved.notes
+        case "path":
+            assert resolved.path is not None
+            header = checked_header(Path(resolved.path), paths().cache)
+            spec, line = spec_for_file(header, registry.models)
+            return spec, spec.variants, (*resolved.notes, line)
+        case "hf":
+            hub = Hub(offline=settings.offline)
+            folders = paths()
+            spec, notes = fill(resolved, hub, probe(), settings, registry.models, folders.cache, folders.models_dir)
+            return spec, find_local(spec, folders.models_dir), (*resolved.notes, *notes)
+        case "openvino":
+            raise EngineMissing(
+                f"{resolved.path} is an OpenVINO model, and this version runs GGUF files only",
+                hint="give a .gguf file, or: slm ls",
+            )
+        case "url":
+            raise UsageError(
+                f"{resolved.reference} is a remote engine, and this version runs local models only", hint="slm ls"
+            )
+        case _:
+            assert_never(resolved.kind)
+
+
+def _here(spec: ModelSpec, settings: Settings, registry: Registry) -> tuple[Variant, ...]:
+    """Return the model's files on this disk: ours, and those of other programs where ours don't serve."""
+    own = find_local(spec, paths().models_dir)
+    if any(settings.quant is None or each.quant.casefold() == settings.quant.casefold() for each in own):
+        return own
+    return (*own, *found_variants(spec, registry.models, found_models(), paths().cache))

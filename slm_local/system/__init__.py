@@ -1,0 +1,78 @@
+"""What differs between Windows, macOS and Linux: processes, memory, processor, devices, file rights.
+
+Here and nowhere else: a test finds names that only one system has in any other room. It knows no model and no runtime.
+"""
+
+from slm_local.system.devices import (
+    DRIVER_LIBRARIES,
+    Accelerator,
+    Power,
+    accelerators,
+    distributions,
+    driver_marks,
+    has_npu_firmware,
+    opencl_drivers,
+    power_source,
+)
+from slm_local.system.files import lock_down_file
+from slm_local.system.memory import (
+    Program,
+    available_memory_bytes,
+    largest_program,
+    own_peak_rss_bytes,
+    peak_rss_bytes,
+    total_memory_bytes,
+)
+from slm_local.system.processes import (
+    KILL_WAIT_S,
+    SpawnOptions,
+    describe_exit,
+    ignore_interrupts,
+    kill_tree,
+    met_illegal_instruction,
+    restrict_core_dumps,
+    spawn_options,
+    without_secrets,
+)
+from slm_local.system.processor import (
+    cache_bytes,
+    cpu_flags,
+    cpu_name,
+    cpu_vendor,
+    efficiency_cores,
+    physical_cores,
+)
+
+__all__ = [
+    "DRIVER_LIBRARIES",
+    "KILL_WAIT_S",
+    "Accelerator",
+    "Power",
+    "Program",
+    "SpawnOptions",
+    "accelerators",
+    "available_memory_bytes",
+    "cache_bytes",
+    "cpu_flags",
+    "cpu_name",
+    "cpu_vendor",
+    "describe_exit",
+    "distributions",
+    "driver_marks",
+    "efficiency_cores",
+    "has_npu_firmware",
+    "ignore_interrupts",
+    "kill_tree",
+    "largest_program",
+    "lock_down_file",
+    "met_illegal_instruction",
+    "opencl_drivers",
+    "own_peak_rss_bytes",
+    "peak_rss_bytes",
+    "physical_cores",
+    "power_source",
+    "restrict_core_dumps",
+    "spawn_options",
+    "total_memory_bytes",
+    "without_secrets",
+]
