@@ -19,8 +19,9 @@ from slm_local.errors import ConfigError, UsageError
 from slm_local.generation import ThinkMode
 from slm_local.paths import paths
 
-BackendChoice = Literal["auto", "llamacpp", "scripted"]
-DeviceChoice = Literal["auto", "cpu"]
+BackendChoice = Literal["auto", "llamacpp", "openvino", "scripted"]
+DeviceChoice = Literal["auto", "cpu", "gpu", "npu"]
+PreferChoice = Literal["speed", "quiet", "battery"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,8 @@ class Settings:
     """The model reference used when none is given."""
     backend: BackendChoice = "auto"
     device: DeviceChoice = "auto"
+    prefer: PreferChoice = "speed"
+    """What the choice among engines and devices is for."""
     quant: str | None = None
     context_tokens: int | None = None
     threads: int | None = None
@@ -283,8 +286,9 @@ def _in_range(cast: type[int] | type[float], sentence: str, low: float, high: fl
 
 KINDS: Mapping[str, _Kind] = {
     "model": _Kind(_text, "tiny-reasoner"),
-    "backend": _Kind(_one_of("auto", "llamacpp"), "llamacpp"),
-    "device": _Kind(_one_of("auto", "cpu"), "cpu"),
+    "backend": _Kind(_one_of("auto", "llamacpp", "openvino"), "llamacpp"),
+    "device": _Kind(_one_of("auto", "cpu", "gpu", "npu"), "cpu"),
+    "prefer": _Kind(_one_of("speed", "quiet", "battery"), "quiet"),
     "quant": _Kind(_text, "Q4_K_M"),
     "ctx": _Kind(_count(32, 2**31 - 1), "8192"),
     "threads": _Kind(_count(1, MAX_THREADS), "4"),

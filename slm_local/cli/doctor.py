@@ -46,7 +46,7 @@ def command(
 
 def _write_machine(terminal: Terminal, found: Diagnosis) -> None:
     machine = found.hardware
-    _head(terminal, f"This machine, as slm {__version__} sees it")
+    _head(terminal, f"This machine, as slm {__version__} sees it", is_first=True)
     _row(terminal, "system", f"{SYSTEMS.get(machine.os, machine.os)} {driver_marks()[0]}")
     _row(terminal, "processor", f"{machine.cpu_name}, {_cores(machine)}")
     _row(terminal, "computes with", _instruction_sets(machine))
@@ -59,7 +59,7 @@ def _write_machine(terminal: Terminal, found: Diagnosis) -> None:
 
 
 def _write_engines(terminal: Terminal, found: Diagnosis) -> None:
-    _head(terminal, "\nEngines and what they can use")
+    _head(terminal, "Engines and what they can use", is_first=False)
     for state in found.engines:
         _row(terminal, state.name, _state(state))
         for device in state.listing.devices if state.listing else ():
@@ -69,14 +69,14 @@ def _write_engines(terminal: Terminal, found: Diagnosis) -> None:
 
 
 def _write_surroundings(terminal: Terminal, found: Diagnosis) -> None:
-    _head(terminal, "\nFolders")
+    _head(terminal, "Folders", is_first=False)
     told: str | None = None
     for folder in found.folders:
         size = gigabytes(folder.free_bytes) if folder.free_bytes is not None else None
         free = f", {size} free" if size not in (None, told) else ""  # else the disk of the row before
         told = size
         _row(terminal, folder.name, f"{folder.path}{'' if folder.exists else ' (not there yet)'}{free}")
-    _head(terminal, "\nHub")
+    _head(terminal, "Hub", is_first=False)
     _row(terminal, "address", found.hub.endpoint or "none that can be used")
     _row(terminal, "network", f"forbidden by {found.hub.offline}" if found.hub.offline else "allowed")
     _row(terminal, "token", found.hub.token)
@@ -97,8 +97,8 @@ def _write_problems(terminal: Terminal, found: Diagnosis) -> None:
         terminal.line("\nNo engine runs here: no model can answer before that is mended.")
 
 
-def _head(terminal: Terminal, text: str) -> None:
-    terminal.write(terminal.paint(text, DIM) + "\n")
+def _head(terminal: Terminal, text: str, *, is_first: bool) -> None:
+    terminal.write(("" if is_first else "\n") + terminal.paint(text, DIM) + "\n")
 
 
 def _row(terminal: Terminal, label: str, text: str) -> None:

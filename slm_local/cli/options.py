@@ -24,8 +24,15 @@ def _flag(*names: str, group: str, text: str, metavar: str | None = None) -> Any
 class EngineFlags:
     """How a model is run here; None: not given. Values are checked as settings, not here."""
 
-    backend: Annotated[str | None, _flag("--backend", group=MACHINE, metavar="auto|llamacpp", text="the engine")] = None
-    device: Annotated[str | None, _flag("--device", group=MACHINE, metavar="auto|cpu", text="where it computes")] = None
+    backend: Annotated[
+        str | None, _flag("--backend", group=MACHINE, metavar="NAME", text="auto, llamacpp or openvino: the engine")
+    ] = None
+    device: Annotated[
+        str | None, _flag("--device", group=MACHINE, metavar="NAME", text="auto, cpu, gpu or npu: where it computes")
+    ] = None
+    prefer: Annotated[
+        str | None, _flag("--prefer", group=MACHINE, metavar="WHAT", text="speed, quiet or battery: what to choose for")
+    ] = None
     quant: Annotated[
         str | None, _flag("--quant", group=MACHINE, metavar="Q", text="the quantization, such as Q4_K_M")
     ] = None
@@ -44,7 +51,7 @@ class EngineFlags:
 
     def given(self) -> dict[str, object]:
         """Return the flags by their settings' names, None for one that was not given."""
-        names = ("backend", "device", "quant", "ctx", "threads", "template")
+        names = ("backend", "device", "prefer", "quant", "ctx", "threads", "template")
         return {**{name: getattr(self, name) for name in names}, "offline": self.offline or None}
 
 

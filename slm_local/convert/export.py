@@ -66,7 +66,6 @@ CHILD_VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONUNBUFFERED": "1",
     "PYTHONWARNINGS": "ignore",
     "TTY_COMPATIBLE": "1",  # Rich then draws its bars into the pipe, which is where progress is read from

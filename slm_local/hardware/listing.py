@@ -47,7 +47,10 @@ def openvino_devices(only: str | None) -> dict[str, Any]:
     import openvino
 
     core = openvino.Core()
-    names = core.available_devices if only is None else [only]
+    if only is None:
+        names = core.available_devices
+    else:
+        names = [only] if _property(core, only, "FULL_DEVICE_NAME") is not None else []
     devices = [_openvino_device(core, name) for name in names]
     importlib.import_module("openvino_genai")  # what generates: it must load, too
     return {"devices": [each for each in devices if each], "libraries": _libraries()}
@@ -61,7 +64,7 @@ def _openvino_device(core: Any, name: str) -> dict[str, Any]:
     for key, ours in OPENVINO_FACTS.items():
         value = _property(core, name, key)
         if value is not None:
-            facts[ours] = value if isinstance(value, int) else str(value).strip()
+            facts[ours] = int(value) if ours == "memory_bytes" else str(value).strip()
     facts["capabilities"] = [str(each) for each in _property(core, name, "OPTIMIZATION_CAPABILITIES") or ()]
     if kind != "cpu":
         facts["integrated"] = "INTEGRATED" in str(_property(core, name, "DEVICE_TYPE")).upper()

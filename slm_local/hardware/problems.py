@@ -71,12 +71,7 @@ def find_problems(hardware: Hardware) -> tuple[Problem, ...]:
     found = [*_engines(hardware, here), *_processor(hardware)]
     cards = system.accelerators()
     if "openvino" in here and here["openvino"].devices:
-        intel = [each for each in cards if each.vendor == "intel"]
-        listed = {device.kind for device in here["openvino"].devices}
-        for kind in ("gpu", "npu"):
-            same = [each for each in intel if each.kind == kind]
-            if same and kind not in listed:
-                found.append(_unused(same[0], here["openvino"], hardware.os))
+        found += _unused(here["openvino"], hardware.os, [each for each in cards if each.vendor == "intel"])
     if "llamacpp" in here and any(each.vendor == "nvidia" for each in cards):
         found += _nvidia(here["llamacpp"])
     return tuple(found)
@@ -106,15 +101,16 @@ def _engines(hardware: Hardware, here: dict[str, Listing]) -> Iterator[Problem]:
         name, lacks = NAMES[engine], lacking(listing, hardware)
         if listing.is_illegal_instruction or lacks:
             what = " and ".join(lacks) or "an instruction set"
-            died = f": {listing.failure}" if listing.failure else ", and would die of it"
+            died = ": it died of one" if listing.is_illegal_instruction else ", and would die of them"
             yield Problem(
                 what=f"this build of {name} needs {what} that this processor lacks{died}",
                 mend_line=_anew(engine, from_source=True) if engine == "llamacpp" else add_line("llamacpp"),
             )
         elif listing.failure and listing.devices:
+            kinds = " and ".join(kind.upper() for kind in listing.broken_kinds) or "all devices together"
             yield Problem(
-                what=f"{name} broke when it looked for GPU and NPU, and runs on the processor alone: {listing.failure}",
-                mend_line=WINDOWS_DRIVER if hardware.os == "win32" else _of_family(COMPUTE_RUNTIME),
+                what=f"{name} broke when it was asked for {kinds}, and goes without: {listing.failure}",
+                mend_line=_driver("npu" if "npu" in listing.broken_kinds else "gpu", hardware.os),
             )
         elif listing.failure:
             yield Problem(what=f"{name} does not run here: {listing.failure}", mend_line=_anew(engine))
@@ -137,68 +133,80 @@ def _processor(hardware: Hardware) -> Iterator[Problem]:
         )
 
 
-def _unused(card: Accelerator, listing: Listing, platform: str) -> Problem:
-    """Say why OpenVINO does not list a card that is there: the first thing on its way that is missing."""
-    name = f"{'the Intel GPU' if card.kind == 'gpu' else 'the Intel NPU'} ({card.device_id})"
-    if platform != "linux":
-        has = f"its driver {card.driver} does not serve OpenVINO" if card.driver else "it has no driver"
-        return Problem(what=f"{name} is not used: {has}", mend_line=WINDOWS_DRIVER)
-    if card.driver is None or card.node is None:
-        return _without_kernel_driver(card, name)
-    if card.access == "absent":
-        folder = "dri" if card.kind == "gpu" else "accel"
-        return Problem(
-            what=f"{name} is not used: {card.node} is not there, as in a container that it was not given to",
-            mend_line=f"docker run --device /dev/{folder} ...",
-        )
-    if card.access == "denied":
-        return _without_access(card, name)
-    return _without_runtime(card, name, listing)
+def _unused(listing: Listing, platform: str, cards: list[Accelerator]) -> Iterator[Problem]:
+    """Say of the kinds that are there and that OpenVINO does not list the first thing on their way that is missing."""
+    known = {device.kind for device in listing.devices} | set(listing.broken_kinds)
+    firsts = [next((each for each in cards if each.kind == kind), None) for kind in ("gpu", "npu") if kind not in known]
+    unused = [each for each in firsts if each is not None]
+    denied = [each for each in unused if each.access == "denied"]
+    if denied:
+        yield _without_access(denied)
+    for card in unused:
+        if platform != "linux":
+            has = f"its driver {card.driver} does not serve OpenVINO" if card.driver else "it has no driver"
+            yield Problem(what=f"{_name(card)} is not used: {has}", mend_line=WINDOWS_DRIVER)
+        elif card.driver is None or card.node is None:
+            yield _without_kernel_driver(card)
+        elif card.access == "absent":
+            folder = "dri" if card.kind == "gpu" else "accel"
+            yield Problem(
+                what=f"{_name(card)} is not used: {card.node} is not there, as in a container that it was not given to",
+                mend_line=f"docker run --device /dev/{folder} ...",
+            )
+        elif card.access == "open":
+            yield _without_runtime(card, listing)
 
 
-def _without_kernel_driver(card: Accelerator, name: str) -> Problem:
+def _name(card: Accelerator) -> str:
+    return f"the Intel {card.kind.upper()} ({card.device_id})"
+
+
+def _driver(kind: str, platform: str) -> str:
+    if platform == "win32":
+        return WINDOWS_DRIVER
+    return NPU_DRIVER if kind == "npu" else _of_family(COMPUTE_RUNTIME)
+
+
+def _without_kernel_driver(card: Accelerator) -> Problem:
     if card.kind == "gpu":
+        reason, line = "the kernel has no driver for it, or an older one than it needs", "sudo modprobe -a i915 xe"
+    elif not system.has_npu_firmware():
+        reason, line = "its firmware is missing", _of_family(FIRMWARE)
+    else:
+        reason = "the kernel's driver intel_vpu (Linux 6.8 and newer) is not loaded"
+        line = "sudo modprobe intel_vpu"
+    return Problem(what=f"{_name(card)} is not used: {reason}", mend_line=line)
+
+
+def _without_access(cards: list[Accelerator]) -> Problem:
+    """Say of one or two cards that the user may not open them; they belong to one group."""
+    names = " and ".join(map(_name, cards)) + (" is" if len(cards) == 1 else " are")
+    group, nodes = cards[0].group, " and ".join(each.node or "" for each in cards)
+    if cards[0].is_member:
         return Problem(
-            what=f"{name} is not used: the kernel has no driver for it, or an older one than it needs",
-            mend_line="sudo modprobe -a i915 xe",
+            what=f"{names} not used: you are in the group {group} only from your next login on",
+            mend_line=f"newgrp {group}",
         )
-    if not system.has_npu_firmware():
-        return Problem(what=f"{name} is not used: its firmware is missing", mend_line=_of_family(FIRMWARE))
     return Problem(
-        what=f"{name} is not used: the kernel's driver intel_vpu (Linux 6.8 and newer) is not loaded",
-        mend_line="sudo modprobe intel_vpu",
+        what=f"{names} not used: you are not in the group {group}, which may open {nodes}; log in again after this",
+        mend_line=f"sudo usermod -aG {group} $USER",
     )
 
 
-def _without_access(card: Accelerator, name: str) -> Problem:
-    if card.is_member:
-        return Problem(
-            what=f"{name} is not used: you are in the group {card.group} only from your next login on",
-            mend_line=f"newgrp {card.group}",
-        )
-    return Problem(
-        what=f"{name} is not used: you are not in the group {card.group}, which may open {card.node}; "
-        "log in again after this",
-        mend_line=f"sudo usermod -aG {card.group} $USER",
-    )
-
-
-def _without_runtime(card: Accelerator, name: str, listing: Listing) -> Problem:
-    if card.kind == "npu":
-        if "level_zero" not in listing.libraries:
-            return Problem(what=f"{name} is not used: Level Zero is not installed", mend_line=_of_family(LEVEL_ZERO))
-        if "npu" not in listing.libraries:
-            return Problem(what=f"{name} is not used: its driver for programs is missing", mend_line=NPU_DRIVER)
-        return Problem(what=f"{name} is not used: its driver does not serve this OpenVINO", mend_line=NPU_DRIVER)
+def _without_runtime(card: Accelerator, listing: Listing) -> Problem:
     has_intel = any("igdrcl" in each for each in system.opencl_drivers())
-    if "opencl" not in listing.libraries or not has_intel:
-        return Problem(
-            what=f"{name} is not used: Intel's OpenCL is not installed", mend_line=_of_family(COMPUTE_RUNTIME)
-        )
-    return Problem(
-        what=f"{name} is not used: the OpenCL that is installed does not know it, or OpenVINO does not",
-        mend_line=_of_family(COMPUTE_RUNTIME),
-    )
+    line = NPU_DRIVER if card.kind == "npu" else _of_family(COMPUTE_RUNTIME)
+    if card.kind == "npu" and "level_zero" not in listing.libraries:
+        reason, line = "Level Zero is not installed", _of_family(LEVEL_ZERO)
+    elif card.kind == "npu" and "npu" not in listing.libraries:
+        reason = "its driver for programs is missing"
+    elif card.kind == "npu":
+        reason = "its driver does not serve this OpenVINO"
+    elif "opencl" not in listing.libraries or not has_intel:
+        reason = "Intel's OpenCL is not installed"
+    else:
+        reason = "the OpenCL that is installed does not know it, or OpenVINO does not"
+    return Problem(what=f"{_name(card)} is not used: {reason}", mend_line=line)
 
 
 def _nvidia(listing: Listing) -> Iterable[Problem]:

@@ -11,8 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +23,8 @@ from slm_local.measured import engine_version
 from slm_local.paths import make_folder
 
 FILE = "runtimes.json"
+
+KINDS: tuple[DeviceKind, ...] = get_args(DeviceKind)
 
 FORMAT = 1
 """Goes up when what is kept means something else."""
@@ -39,8 +41,8 @@ MOST_BYTES = 1 << 20
 
 LISTING = "slm_local.hardware.listing"
 
-FALLBACKS = {"openvino": "CPU"}
-"""The device that a runtime is asked for alone when it broke on all of them: a driver of another may be at fault."""
+ONE_BY_ONE: Mapping[str, tuple[DeviceKind, ...]] = {"openvino": ("cpu", "gpu", "npu")}
+"""Kinds of devices that a runtime is asked for one by one when it broke on all: one driver may be at fault."""
 
 VARIABLES = (
     *("LLAMA_CPP_LIB_PATH", "CUDA_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "ONEAPI_DEVICE_SELECTOR"),
@@ -113,26 +115,33 @@ class _Asked:
 
 
 def _ask_all(engines: Iterable[str]) -> tuple[Listing, ...]:
-    """Ask every runtime at once; one that broke is asked again for its safest device."""
-    asked = [_ask(engine) for engine in engines]
+    """Ask every runtime at once; one that broke is asked again, for one kind of device at a time."""
+    found = _answers([(engine,) for engine in engines])
+    return tuple(_retried(each) if each.failure and not each.is_illegal_instruction else each for each in found)
+
+
+def _retried(broken: Listing) -> Listing:
+    kinds = ONE_BY_ONE.get(broken.engine, ())
+    again = dict(zip(kinds, _answers([(broken.engine, kind.upper()) for kind in kinds]), strict=True))
+    if not again or again["cpu"].failure is not None:
+        return broken
+    return replace(
+        broken,
+        devices=tuple(device for each in again.values() for device in each.devices),
+        broken_kinds=tuple(kind for kind, each in again.items() if each.failure is not None),
+        libraries=again["cpu"].libraries,
+    )
+
+
+def _answers(questions: Sequence[Sequence[str]]) -> list[Listing]:
+    """Start a child for each question, an engine and perhaps a device, and wait for their answers."""
+    asked = [_ask(*question) for question in questions]
     try:
-        found = [each if isinstance(each, Listing) else _answer(each) for each in asked]
+        return [each if isinstance(each, Listing) else _answer(each) for each in asked]
     finally:
         for each in asked:
             if isinstance(each, _Asked) and each.child.poll() is None:
                 system.kill_tree(each.child)
-    return tuple(_retried(each) for each in found)
-
-
-def _retried(broken: Listing) -> Listing:
-    device = FALLBACKS.get(broken.engine)
-    if broken.failure is None or device is None or broken.is_illegal_instruction:
-        return broken
-    asked = _ask(broken.engine, device)
-    again = asked if isinstance(asked, Listing) else _answer(asked)
-    if again.failure is not None:
-        return broken
-    return Listing(engine=broken.engine, devices=again.devices, failure=broken.failure, libraries=again.libraries)
 
 
 def _ask(engine: str, *device: str) -> _Asked | Listing:
@@ -159,7 +168,7 @@ def _answer(asked: _Asked) -> Listing:
     try:
         answer, _ = child.communicate(timeout=max(0.0, asked.until - time.monotonic()))
     except subprocess.TimeoutExpired:
-        return Listing(engine=asked.engine, failure=f"it did not answer within {LIMIT_S:.0f} s")
+        return Listing(engine=asked.engine, failure=f"it did not answer within {LIMIT_S:g} s")
     finally:
         system.kill_tree(child)
         assert child.stdout is not None
@@ -189,20 +198,21 @@ def _listing(engine: str, values: Mapping[str, Any]) -> Listing:
         devices=tuple(devices),
         failure=_text(values.get("failure")),
         is_illegal_instruction=values.get("is_illegal_instruction") is True,
+        broken_kinds=tuple(_kind(each) for each in values.get("broken_kinds", ())),
         built_for=_texts(values.get("built_for", ())),
         libraries=frozenset(_texts(values.get("libraries", ()))),
     )
 
 
 def _device(engine: str, values: Mapping[str, Any], name: str) -> Device:
-    if values["kind"] not in get_args(DeviceKind) or not isinstance(values["description"], str):
-        raise ValueError(values["kind"])
+    if not isinstance(values["description"], str):
+        raise ValueError(values["description"])
     memory, integrated = values.get("memory_bytes"), values.get("integrated")
     if not isinstance(memory, int | None) or not isinstance(integrated, bool | None):
         raise ValueError(memory)
     return Device(
         name=name,
-        kind=values["kind"],
+        kind=_kind(values["kind"]),
         description=values["description"],
         engine=engine,
         integrated=integrated,
@@ -212,6 +222,13 @@ def _device(engine: str, values: Mapping[str, Any], name: str) -> Device:
         architecture=_text(values.get("architecture")),
         capabilities=_texts(values.get("capabilities", ())),
     )
+
+
+def _kind(value: Any) -> DeviceKind:
+    for kind in KINDS:
+        if value == kind:
+            return kind
+    raise ValueError(value)
 
 
 def _text(value: Any) -> str | None:

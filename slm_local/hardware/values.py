@@ -42,7 +42,9 @@ class Listing:
     devices: tuple[Device, ...] = ()
     """The processor among them; none where it does not run here."""
     failure: str | None = None
-    """How it died, hung or refused, in words. With devices beside it: it broke on the others."""
+    """How it died, hung or refused, in words. With devices beside it: it did so at others (`broken_kinds`)."""
+    broken_kinds: tuple[DeviceKind, ...] = ()
+    """Kinds of devices at which it broke, where it can be used without them."""
     is_illegal_instruction: bool = False
     """Whether it died of an instruction that this processor lacks."""
     built_for: tuple[str, ...] = ()
