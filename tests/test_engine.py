@@ -122,9 +122,9 @@ def test_a_registry_model_that_is_not_here_says_offline_what_is_missing() -> Non
     assert caught.value.hint.startswith("slm pull qwen3-0.6b")
 
 
-def test_an_openvino_folder_names_what_runs(tmp_path: Path) -> None:
+def test_an_openvino_folder_that_is_not_whole_is_broken(tmp_path: Path) -> None:
     (tmp_path / "openvino_model.xml").write_text("<net/>")
-    with pytest.raises(EngineMissing, match="OpenVINO"):
+    with pytest.raises(ModelBroken, match="openvino"):
         open_model(str(tmp_path))
 
 

@@ -224,7 +224,7 @@ def _runnable(choice: Choice) -> Plan:
     plan = choice.plans[0]
     if plan.variant.path is None:
         raise DownloadFailed(f"{choice.spec.id} is not on this disk", hint=f"slm pull {choice.spec.id}")
-    if plan.backend == "llamacpp":
+    if plan.variant.kind == "gguf" and plan.backend != "scripted":
         checked_header(Path(plan.variant.path), paths().cache)  # before native code sees the file
     if not plan.fits:
         raise does_not_fit(plan, largest_program())
@@ -241,6 +241,7 @@ def _load_settings(plan: Plan, settings: Settings) -> LoadSettings:
         tags=plan.spec.tags,
         think=plan.spec.think,
         template=_template(settings, plan.spec),
+        device=plan.device,
     )
 
 

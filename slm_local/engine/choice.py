@@ -10,12 +10,12 @@ from slm_local.config import Settings, load_settings
 from slm_local.download.found import found_models, found_variants
 from slm_local.download.hub import Hub
 from slm_local.download.remote import fill
-from slm_local.errors import EngineMissing, UsageError
+from slm_local.errors import UsageError
 from slm_local.gguf_header import checked_header
 from slm_local.hardware import probe
 from slm_local.model import ModelSpec, Plan, Variant
 from slm_local.paths import paths
-from slm_local.registry import Registry, Resolved, find_local, load_registry, spec_for_file
+from slm_local.registry import Registry, Resolved, find_local, load_registry, spec_for_file, spec_for_folder
 from slm_local.selector import rank
 
 
@@ -58,7 +58,13 @@ def choose(reference: str, *, settings: Settings | None = None, registry: Regist
 def ranked(meaning: Meaning) -> Choice:
     """Rank the ways to run what was meant. Errors: those of `selector.rank`."""
     known = {each.name: getattr(meaning, each.name) for each in fields(Meaning)}
-    return Choice(**known, plans=tuple(rank(meaning.spec, probe(), meaning.settings, meaning.here)))
+    hardware = probe(devices=_needs_devices(meaning))
+    return Choice(**known, plans=tuple(rank(meaning.spec, hardware, meaning.settings, meaning.here)))
+
+
+def _needs_devices(meaning: Meaning) -> bool:
+    """Tell whether anything but the processor comes into question: asking the runtimes may take seconds, once."""
+    return not meaning.spec.embedded and meaning.spec.family != "scripted" and meaning.settings.device != "cpu"
 
 
 def _spec_here(
@@ -82,10 +88,9 @@ def _spec_here(
             spec, notes = fill(resolved, hub, probe(), settings, registry.models, folders.cache, folders.models_dir)
             return spec, find_local(spec, folders.models_dir), (*resolved.notes, *notes)
         case "openvino":
-            raise EngineMissing(
-                f"{resolved.path} is an OpenVINO model, and this version runs GGUF files only",
-                hint="give a .gguf file, or: slm ls",
-            )
+            assert resolved.path is not None
+            spec, line = spec_for_folder(Path(resolved.path), registry.models)
+            return spec, spec.variants, (*resolved.notes, line)
         case "url":
             raise UsageError(
                 f"{resolved.reference} is a remote engine, and this version runs local models only", hint="slm ls"
