@@ -1,7 +1,8 @@
-"""What was measured on this machine, kept in one file of its cache folder: memory bandwidth, engines, downloads.
+"""What was measured on this machine, kept in a file of its cache folder: memory bandwidth, engines, plans, downloads.
 
-Measuring takes half a second of every core, once a machine; engines and downloads are measured by the way, in use. What
-another machine or another version of an engine measured, or what is damaged, counts as not measured.
+Measuring takes half a second of every core, once a machine; engines and downloads are measured by the way, in use, and
+plans when the person wants it. What another machine, driver or version of an engine measured, or what is damaged,
+counts as not measured.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from itertools import pairwise
 from math import ceil
@@ -30,6 +31,14 @@ PLAUSIBLE_GB_S = (0.5, 5000.0)
 
 PLAUSIBLE_BYTES_S = (1.0, 1e11)
 """Of a download: slower is none, and no network of a laptop is faster."""
+
+PLAUSIBLE_TPS = (1e-3, 1e8)
+"""Tokens a second."""
+
+PLAUSIBLE_S = (0.0, 1e5)
+
+KEPT_MEASUREMENTS = 500
+"""The oldest beyond so many are dropped."""
 
 KEPT_RATES = 5
 """Replies of which an engine's median is taken: one that had to share the machine with a film must not tell of all."""
@@ -74,6 +83,31 @@ class Measured:
     """Speed of the last download."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """How fast one way to run one model was in a race on this machine (`slm bench --calibrate`)."""
+
+    model: str
+    """The model's id."""
+    quant: str
+    backend: str
+    device: str
+    """As plans name it: `cpu`, `gpu`, `gpu.1`, `npu`."""
+    prefill_tps: float
+    """Tokens per second of a prompt of some hundred tokens, none of them in the KV cache."""
+    decode_tps: float
+    """Tokens per second behind a short prompt, as a long thought begins."""
+    first_token_s: float
+    """From the request to the first token of that short prompt, with the model loaded."""
+    measured_at: str
+    """ISO 8601, UTC."""
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Return what tells it from other measurements: model, quantization, engine, device."""
+        return (self.model, self.quant, self.backend, self.device)
+
+
 class NotMeasured(Exception):
     """The bandwidth can't be measured here now; the message says why."""
 
@@ -110,16 +144,47 @@ def remember(
         engine, gb_s = engine_gb_s
         rates[engine] = [*rates.get(engine, []), gb_s][-KEPT_RATES:]
     record = {
+        **kept,
         "machine": machine,
         "read_gb_s": _figure(read_gb_s, PLAUSIBLE_GB_S) or kept.get("read_gb_s"),
         "engines": {engine: {"version": engine_version(engine), "gb_s": each} for engine, each in rates.items()},
         "download_bytes_s": _figure(download_bytes_s, PLAUSIBLE_BYTES_S) or kept.get("download_bytes_s"),
     }
-    half_written = cache_dir / f"{FILE}.{os.getpid()}"
-    with contextlib.suppress(OSError, ConfigError):
-        make_folder(cache_dir)
-        half_written.write_text(json.dumps(record), encoding="ascii")
-        half_written.replace(cache_dir / FILE)
+    _keep(cache_dir, record)
+
+
+def load_measurements(cache_dir: Path, machine: str | None = None) -> tuple[Measurement, ...]:
+    """Return what races measured on this machine with the drivers and engines that are installed now.
+
+    `machine` as `load_measured` takes it.
+    """
+    return tuple(_as_measurement(row) for row in _valid_rows(_kept(cache_dir, machine)))
+
+
+def remember_measurement(cache_dir: Path, measurement: Measurement) -> None:
+    """Keep how fast a plan was, in place of what was measured of it before; a figure that can't be is passed over."""
+    machine = _this_machine()
+    kept = _kept(cache_dir, machine)
+    row = {
+        **asdict(measurement),
+        "version": engine_version(measurement.backend),
+        "driver": _driver(measurement.device),
+    }
+    if not _is_valid(row):
+        return
+    others = [each for each in _valid_rows(kept) if _as_measurement(each).key != measurement.key]
+    _keep(cache_dir, {**kept, "machine": machine, "plans": [*others, row][-KEPT_MEASUREMENTS:]})
+
+
+def was_asked_to_measure(cache_dir: Path) -> bool:
+    """Say whether the person was asked before if plans should be raced on this machine."""
+    return _kept(cache_dir, None).get("asked_to_measure") is True
+
+
+def remember_asked_to_measure(cache_dir: Path) -> None:
+    """Keep that the person was asked."""
+    machine = _this_machine()
+    _keep(cache_dir, {**_kept(cache_dir, machine), "machine": machine, "asked_to_measure": True})
 
 
 def remember_reply(
@@ -257,6 +322,45 @@ def _kept(cache_dir: Path, machine: str | None) -> dict[str, Any]:
         return kept if kept["machine"] == (machine or _this_machine()) else {}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
+
+
+def _keep(cache_dir: Path, record: Mapping[str, Any]) -> None:
+    half_written = cache_dir / f"{FILE}.{os.getpid()}"
+    with contextlib.suppress(OSError, ConfigError):
+        make_folder(cache_dir)
+        half_written.write_text(json.dumps(record), encoding="ascii")
+        half_written.replace(cache_dir / FILE)
+
+
+def _driver(device: str) -> str:
+    """Return what is another when a device or its driver is; the processor has none."""
+    if device == "cpu":
+        return ""
+    cards = [f"{each.kind} {each.vendor} {each.device_id} {each.driver}" for each in system.accelerators()]
+    return "; ".join([*system.driver_marks(), *cards])
+
+
+def _valid_rows(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the plans' measurements that can be believed and hold for what is installed now, oldest first."""
+    rows = kept.get("plans")
+    found = [row for row in rows if isinstance(row, dict) and _is_valid(row)] if isinstance(rows, list) else []
+    versions = {backend: engine_version(backend) for backend in {row["backend"] for row in found}}
+    drivers = {device: _driver(device) for device in {row["device"] for row in found}}
+    return [
+        row
+        for row in found
+        if row.get("version") == versions[row["backend"]] and row.get("driver") == drivers[row["device"]]
+    ]
+
+
+def _is_valid(row: Mapping[str, Any]) -> bool:
+    texts = all(isinstance(row.get(name), str) for name in ("model", "quant", "backend", "device", "measured_at"))
+    rates = all(_figure(row.get(name), PLAUSIBLE_TPS) is not None for name in ("prefill_tps", "decode_tps"))
+    return texts and rates and _figure(row.get("first_token_s"), PLAUSIBLE_S) is not None
+
+
+def _as_measurement(row: Mapping[str, Any]) -> Measurement:
+    return Measurement(**{each.name: row[each.name] for each in fields(Measurement)})
 
 
 def _engine_rates(kept: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -169,10 +169,15 @@ def test_what_cannot_be_converted_is_refused(slm: Slm, arguments: tuple[str, ...
 
 @pytest.mark.usefixtures("installed")
 def test_too_little_memory_is_seen_first_with_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(Path.cwd())._replace(free=10 * 10**9)
     monkeypatch.setattr(export, "available_memory_bytes", lambda: 8 * 10**9)
     with pytest.raises(DoesNotFit, match=r"25\.0 GB of memory \(16\.0 GB of weights\), and 8\.0 GB are free"):
         check_room("m", 16 * 10**9, "int4", place_for("m", "int4"))
-    check_room("m", 7 * 10**9 - 1, "int8", place_for("m", "int8"))
+    with pytest.raises(DoesNotFit) as error:
+        check_room("m", 5 * 10**9, "int4", place_for("m", "int4"))
+    assert error.value.hint == "--weights int8"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    check_room("m", 5 * 10**9, "int8", place_for("m", "int8"))
 
 
 @pytest.mark.usefixtures("installed")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from slm_local.convert import quantize, target_types
+from slm_local.convert.quantize import SPARE_BYTES, _whole_name
 from slm_local.errors import DoesNotFit, Interrupted, ModelBroken, UsageError
 from slm_local.generation import Control
 from slm_local.gguf_header import read_header
+from slm_local.hardware import probe
+from slm_local.installed import add_line
 from tests.command import Result, slm
 
 __all__ = ["slm"]
@@ -74,6 +79,29 @@ def test_a_full_disk_is_seen_before_anything_is_written(model: Path, monkeypatch
     with pytest.raises(DoesNotFit, match="1 kB"):
         quantize(model, "Q4_0", allow_requantize=True)
     assert [path.name for path in model.parent.iterdir()] == [model.name]
+
+
+def test_the_room_for_a_result_that_grows_is_seen_first(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = SPARE_BYTES + 2 * model.stat().st_size
+    usage = shutil.disk_usage(model.parent)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DoesNotFit, match="7 MB"):
+        quantize(model, "F32", allow_requantize=True)
+
+
+def test_the_parts_number_is_no_part_of_the_results_name() -> None:
+    assert _whole_name(Path("m-Q8_0-00001-of-00003.gguf")) == "m-Q8_0"
+    assert _whole_name(Path("m-Q8_0.gguf")) == "m-Q8_0"
+
+
+def test_without_llama_cpp_the_hint_adds_it(
+    slm: Callable[..., Result], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = replace(probe(), engines=frozenset())
+    monkeypatch.setattr(sys.modules[quantize.__module__], "probe", lambda: bare)
+    refused = slm("quantize", str(model), "--to", "Q4_0", "--requantize")
+    assert refused.code == 4
+    assert add_line("llamacpp") in refused.err
 
 
 def test_a_stop_leaves_nothing_behind(model: Path) -> None:

@@ -101,7 +101,7 @@ def _fetched(
     offer = make_offer(meaning, variant, hub)
     files = (each.remote for each in offer.order.files)
     weights_bytes = sum(each.size_bytes for each in files if each.path.endswith(".safetensors"))
-    check_room(meaning.spec.id, weights_bytes, weights, target)
+    check_room(meaning.spec.id, weights_bytes, weights, target, coming_bytes=offer.order.missing_bytes)
     if offer.order.missing_bytes:
         confirm(terminal, offer, is_agreed=is_agreed, is_quiet=is_quiet)
     with FetchView(terminal, is_quiet=is_quiet) as view:

@@ -164,7 +164,7 @@ def _by_name(registry: Registry, files: dict[str, list[Path]]) -> Iterator[tuple
 
 def _known(spec: ModelSpec, variant: Variant, hardware: Hardware, folders: Paths) -> Row:
     """Make the row of a registry model's file, with what its header says; embedded ones need not be asked."""
-    where = INSIDE if spec.embedded else HERE
+    where = INSIDE if spec.embedded and variant.kind == "gguf" else HERE  # not one that was converted here
     row = row_of(spec, variant, hardware, where=where, reference=spec.id)
     if spec.embedded or variant.kind != "gguf" or variant.path is None:
         return row

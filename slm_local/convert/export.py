@@ -127,25 +127,34 @@ def place_for(name: str, quant: str) -> Path:
     return paths().models_dir / LOCAL / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{quant}-ov"
 
 
-def check_room(name: str, plain_bytes: int, weights: Weights, target: Path) -> None:
-    """Raise `DoesNotFit`, with the figures, where memory or disk will not do for a checkpoint of `plain_bytes`."""
-    needed = BASE_BYTES + round(plain_bytes * MEMORY_SHARE[weights])
+def check_room(name: str, plain_bytes: int, weights: Weights, target: Path, *, coming_bytes: int = 0) -> None:
+    """Raise `DoesNotFit`, with the figures, where memory or disk will not do for a checkpoint of `plain_bytes`.
+
+    `coming_bytes` of it are still to be fetched.
+    """
+    needed = _memory_bytes(plain_bytes, weights)
     free = available_memory_bytes()
     if free < needed:
+        is_less_enough = weights == "int4" and _memory_bytes(plain_bytes, "int8") <= free
         raise DoesNotFit(
             f"converting {name} to {weights} takes about {gigabytes(needed)} of memory "
             f"({gigabytes(plain_bytes)} of weights), and {gigabytes(free)} are free",
-            hint=f"slm plan {name}",
+            hint="--weights int8" if is_less_enough else "slm pull MODEL   (a GGUF file needs no conversion)",
         )
     written = plain_bytes + round(plain_bytes * RESULT_SHARE[weights])
     folder = next(each for each in target.absolute().parents if each.exists())
     free = shutil.disk_usage(folder).free
-    if free < written + SPARE_BYTES:
+    if free < written + coming_bytes + SPARE_BYTES:
+        fetched = f" after {gigabytes(coming_bytes)} were fetched" if coming_bytes else ""
         raise DoesNotFit(
-            f"converting {name} to {weights} writes about {gigabytes(written)}, and {folder} has {gigabytes(free)} "
-            f"free, of which {gigabytes(SPARE_BYTES)} stay free",
+            f"converting {name} to {weights} writes about {gigabytes(written)}{fetched}, and {folder} has "
+            f"{gigabytes(free)} free, of which {gigabytes(SPARE_BYTES)} stay free",
             hint="--out DIR on another disk, or: slm rm MODEL",
         )
+
+
+def _memory_bytes(plain_bytes: int, weights: Weights) -> int:
+    return BASE_BYTES + round(plain_bytes * MEMORY_SHARE[weights])
 
 
 def check_target(target: Path) -> None:
