@@ -107,6 +107,10 @@ class Measurement:
         """Return what tells it from other measurements: model, quantization, engine, device."""
         return (self.model, self.quant, self.backend, self.device)
 
+    def seconds(self, prompt_tokens: int, decoded_tokens: int) -> float:
+        """Return the time of a reply: its prompt read, its tokens decoded."""
+        return prompt_tokens / self.prefill_tps + decoded_tokens / self.decode_tps
+
 
 class NotMeasured(Exception):
     """The bandwidth can't be measured here now; the message says why."""

@@ -162,6 +162,7 @@ class Plan:
     expected_decode_tps: float | None
     """From bandwidth and the bytes read per token; None where a fact is missing."""
     reasons: tuple[str, ...]
+    """The first says why this engine and device, the last how fast it is."""
     verdict: str = "Unknown"
     """`Fits`, `Tight`, `Too large` or `Unknown`."""
     short_bytes: int | None = None
@@ -170,3 +171,11 @@ class Plan:
     """The longest context that would fit; 0 when none does, None where it can't be told."""
     fitting_quant: str | None = None
     """Where this does not fit: the largest other quantization of the model that would."""
+    runs: bool = True
+    """False: no way to run it here, listed for its reason alone (`lost_because`); never chosen, never the first."""
+    lost_because: str | None = None
+    """Why the first plan comes before this one; None for the first."""
+    prompt_tokens: int | None = None
+    """On a device of fixed shapes (NPU): the longest prompt, thoughts read again included."""
+    response_tokens: int | None = None
+    """On such a device: the longest response that is always had; both together are the context."""

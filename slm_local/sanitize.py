@@ -7,6 +7,8 @@ stand-ins. Kept: the joiners U+200C and U+200D and the variation selectors U+FE0
 from __future__ import annotations
 
 import re
+import sys
+from shlex import quote
 
 UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0, delete, C1
@@ -15,6 +17,12 @@ UNSAFE = re.compile(
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"  # invisible controls of shorthand and music
     "\U000e0000-\U000e0fff]"  # tags and other default-ignorables
 )
+
+PLAIN_ON_WINDOWS = re.compile(r"[\w./\\:=-]+")
+"""What neither PowerShell nor cmd reads anything into."""
+
+READ_IN_QUOTES = re.compile("[$`\"\u201c-\u201e]")
+"""What PowerShell reads something into between double quotes; it takes the typographic ones for such, too."""
 
 
 def visible(text: str) -> str:
@@ -29,6 +37,16 @@ def one_line(text: str, limit: int = 200) -> str:
     """Return a name or a message as one line of at most `limit` characters; "…" marks what was cut."""
     line = visible(text[: limit + 1]).replace("\n", "␊").replace("\t", "␉")
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def shell_word(text: str, platform: str = sys.platform) -> str:
+    """Return a text as it is typed as one word of a command: quoted where a shell would read more into it.
+
+    On Windows it is written for PowerShell; cmd runs nothing of it either.
+    """
+    if platform != "win32":
+        return quote(text)
+    return text if PLAIN_ON_WINDOWS.fullmatch(text) else f'"{READ_IN_QUOTES.sub(_escaped, text)}"'
 
 
 class Visible:
@@ -47,6 +65,10 @@ class Visible:
         """Return what was held back, at the text's end."""
         held, self._held = self._held, ""
         return visible(held)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"`{match.group()}"
 
 
 def _stand_in(match: re.Match[str]) -> str:

@@ -16,7 +16,7 @@ from slm_local import hardware, system
 from slm_local.cli.choice import offers
 from slm_local.cli.forecast import forecast
 from slm_local.config import Settings
-from slm_local.hardware import Hardware
+from slm_local.hardware import Hardware, runtimes
 from slm_local.measured import FILE, remember
 from slm_local.model import ModelSpec, Variant
 from slm_local.paths import paths
@@ -78,7 +78,7 @@ def test_plan_needs_no_network_and_leaves_nothing_behind(
     assert "\n1. Q4_K_M · llamacpp on cpu · " in result.out
     assert "4.9 GB to fetch" in result.out
     assert no_network == []
-    assert [each.name for each in slm_home.rglob("*") if each.is_file()] == [FILE]
+    assert {each.name for each in slm_home.rglob("*") if each.is_file()} == {FILE, runtimes.FILE}
 
 
 def test_plan_tells_the_time_of_a_thought_and_of_the_download(slm: Slm, measured: None) -> None:

@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("selector", "driver"),
     ("worker",),
     ("engine", "convert"),
-    ("session",),
+    ("session", "bench"),
     ("cli",),
 )
 """Rooms by floor, lowest first; within a floor a room may import those listed before it."""

@@ -17,11 +17,16 @@ from slm_local.measured import (
     KEPT_RATES,
     LEAST_TOKENS,
     Measured,
+    Measurement,
     NotMeasured,
     load_measured,
+    load_measurements,
     measure_read_gb_s,
     remember,
+    remember_asked_to_measure,
+    remember_measurement,
     remember_reply,
+    was_asked_to_measure,
     worth_remembering,
 )
 
@@ -159,6 +164,100 @@ def test_versions_are_those_that_are_installed_and_loading_them_is_not_needed(mo
     assert measured.engine_version("llamacpp") == version("llama_cpp_python")
     assert "llama_cpp" not in sys.modules
     assert measured.engine_version("scripted") == ""
+
+
+# ---- how fast plans were
+
+
+def fast(
+    quant: str = "Q4_K_M", *, device: str = "cpu", decode_tps: float = 12.0, backend: str = "llamacpp"
+) -> Measurement:
+    return Measurement(
+        model="r1-8b",
+        quant=quant,
+        backend=backend,
+        device=device,
+        prefill_tps=90.0,
+        decode_tps=decode_tps,
+        first_token_s=0.4,
+        measured_at="2026-11-22T10:00:00+00:00",
+    )
+
+
+def test_a_plans_speed_is_found_again_and_a_newer_one_takes_its_place(tmp_path: Path) -> None:
+    assert load_measurements(tmp_path) == ()
+    for each in (fast(), fast("Q8_0"), fast(decode_tps=14.0)):
+        remember_measurement(tmp_path, each)
+    assert load_measurements(tmp_path) == (fast("Q8_0"), fast(decode_tps=14.0))
+
+
+def test_other_figures_leave_the_plans_speeds_alone_and_the_other_way_round(tmp_path: Path) -> None:
+    remember(tmp_path, read_gb_s=50.0, engine_gb_s=("llamacpp", 30.0))
+    remember_measurement(tmp_path, fast())
+    remember_asked_to_measure(tmp_path)
+    remember(tmp_path, download_bytes_s=1e6)
+    assert load_measurements(tmp_path) == (fast(),)
+    assert load_measured(tmp_path) == Measured(read_gb_s=50.0, engine_shares={"llamacpp": 0.6}, download_bytes_s=1e6)
+    assert was_asked_to_measure(tmp_path)
+
+
+def test_another_version_of_its_engine_makes_a_plans_speed_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember_measurement(tmp_path, fast())
+    remember_measurement(tmp_path, fast(backend="openvino"))
+    real = measured.engine_version
+    monkeypatch.setattr(measured, "engine_version", lambda engine: "0.0" if engine == "openvino" else real(engine))
+    assert load_measurements(tmp_path) == (fast(),)
+
+
+@pytest.mark.parametrize("name", ["driver_marks", "accelerators"])
+def test_another_driver_makes_a_devices_speed_unknown_and_not_the_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    remember_measurement(tmp_path, fast())
+    remember_measurement(tmp_path, fast(device="gpu"))
+    assert len(load_measurements(tmp_path)) == 2
+    card = system.Accelerator(kind="gpu", vendor="intel", device_id="0x7d55", driver="xe")
+    monkeypatch.setattr(system, name, lambda: ("another",) if name == "driver_marks" else (card,))
+    assert load_measurements(tmp_path) == (fast(),)
+
+
+def test_another_machine_has_no_plans_speeds_and_was_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remember_measurement(tmp_path, fast())
+    remember_asked_to_measure(tmp_path)
+    monkeypatch.setattr(system, "cpu_name", lambda: "Another")
+    assert load_measurements(tmp_path) == ()
+    assert not was_asked_to_measure(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values", [{"decode_tps": 0.0}, {"prefill_tps": "fast"}, {"model": 3}, {"first_token_s": -1.0}, {"device": None}]
+)
+def test_a_damaged_row_is_passed_over(tmp_path: Path, values: dict[str, Any]) -> None:
+    remember_measurement(tmp_path, fast())
+    remember_measurement(tmp_path, fast("Q8_0"))
+    rows = json.loads((tmp_path / FILE).read_text())["plans"]
+    change(tmp_path, plans=[{**rows[0], **values}, rows[1], 3, None])
+    assert load_measurements(tmp_path) == (fast("Q8_0"),)
+    change(tmp_path, plans="none")
+    assert load_measurements(tmp_path) == ()
+
+
+def test_a_speed_that_can_not_be_is_not_kept(tmp_path: Path) -> None:
+    remember_measurement(tmp_path, fast(decode_tps=float("nan")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_oldest_speeds_go_when_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "KEPT_MEASUREMENTS", 2)
+    for quant in ("A", "B", "C"):
+        remember_measurement(tmp_path, fast(quant))
+    assert [each.quant for each in load_measurements(tmp_path)] == ["B", "C"]
+
+
+def test_the_time_of_a_reply_is_prefill_and_decode() -> None:
+    assert fast().seconds(900, 240) == pytest.approx(10.0 + 20.0)
 
 
 # ---- which replies count

@@ -9,6 +9,7 @@ import pytest
 from slm_local.config import Settings
 from slm_local.errors import EngineMissing, UsageError
 from slm_local.hardware import Hardware
+from slm_local.installed import add_line
 from slm_local.model import ModelSpec, Shape, Variant
 from slm_local.registry import load_registry
 from slm_local.selector import does_not_fit, duration, gigabytes, rank, suggest
@@ -239,7 +240,7 @@ def test_asked_threads_and_engine_are_taken_and_said() -> None:
 def test_without_the_engine_the_line_that_installs_it_is_named() -> None:
     with pytest.raises(EngineMissing) as caught:
         rank(R1_8B, replace(LAPTOP, engines=frozenset()), Settings())
-    assert caught.value.hint == 'pip install "slm-local[llamacpp]"'
+    assert caught.value.hint == add_line("llamacpp")
     assert caught.value.exit_code == 4
 
 

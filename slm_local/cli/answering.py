@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slm_local.cli import notes
+from slm_local.cli.calibration import offer_calibration
 from slm_local.cli.fetching import FetchView, confirm
 from slm_local.cli.options import Flags
 from slm_local.cli.render import DIM, YELLOW, Terminal
 from slm_local.cli.stream import Outcome, View, play
 from slm_local.cli.views import JsonLinesView, JsonView, PlainView, Subject
-from slm_local.engine import Engine, open_model
+from slm_local.engine import Engine, Offer, open_model
 from slm_local.generation import Control, StreamEvent
 from slm_local.hardware import probe
 from slm_local.paths import paths
@@ -38,7 +39,15 @@ class Teller:
     def open(self, reference: str) -> Engine:
         """Open a model and say what is to be known of it. Errors: those of `open_model`."""
         settings = self.flags.settings(self.registry.resolve(reference).settings)
+        offer_calibration(
+            self.terminal, reference, settings=settings, registry=self.registry, is_quiet=self.flags.quiet
+        )
+        told: list[str] = []
         with FetchView(self.terminal, is_quiet=self.flags.quiet) as view:
+
+            def ask(offer: Offer) -> None:
+                self._say_notes(offer.notes, told)
+                confirm(self.terminal, offer, is_quiet=self.flags.quiet)
 
             def tell(text: str) -> None:
                 view.close()
@@ -49,16 +58,20 @@ class Teller:
                 settings=settings,
                 registry=self.registry,
                 on_status=tell,
-                confirm=lambda offer: confirm(self.terminal, offer, is_quiet=self.flags.quiet),
+                confirm=ask,
                 on_fetch=view.feed,
             )
-        if not self.flags.quiet:
-            for line in engine.notes:
-                self.terminal.say(line, DIM)
+        self._say_notes(engine.notes, told)
         if self.flags.verbose:
             for line in notes.plan_lines(engine):
                 self.terminal.say(line, DIM)
         return engine
+
+    def _say_notes(self, lines: tuple[str, ...], told: list[str]) -> None:
+        for line in () if self.flags.quiet else lines:
+            if line not in told:
+                self.terminal.say(line, DIM)
+                told.append(line)
 
     def pace(self, engine: Engine) -> float | None:
         """Return how fast tokens are shown; say so where that is not as they come and nobody asked."""
@@ -116,7 +129,7 @@ class Teller:
     def _tell_start(self, text: str) -> None:
         if self.terminal.err_is_rich:
             self.terminal.status(text)
-        elif text.startswith("starting") and not self.flags.quiet:
+        elif text.startswith(("starting", "compiling")) and not self.flags.quiet:
             self.terminal.say(text)
 
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "show": _Entry("show", "MODEL", "what is known about a model"),
     "plan": _Entry("plan", "MODEL", "every way to run it on this machine, with reasons"),
     "doctor": _Entry("doctor", "", "this machine, what it can use, what mends the rest"),
+    "bench": _Entry("bench", "MODEL", "how fast it is, beside what the memory allows"),
     "rm": _Entry("rm", "MODEL", "remove what was fetched"),
     "verify": _Entry("verify", "[MODEL]", "hash the files that are here again"),
     "convert": _Entry("convert", "MODEL", "to OpenVINO, from the original weights"),

@@ -98,7 +98,7 @@ def _fetched(
     """Fetch a model's original weights, once memory and disk are known to do for what follows."""
     hub = Hub(offline=meaning.settings.offline)
     variant = Variant(kind="checkpoint", quant="original", repo=meaning.spec.original_repo)
-    offer = make_offer(meaning, variant, hub)
+    offer = make_offer(meaning, variant, hub, runs_here=False)
     files = (each.remote for each in offer.order.files)
     weights_bytes = sum(each.size_bytes for each in files if each.path.endswith(".safetensors"))
     check_room(meaning.spec.id, weights_bytes, weights, target, coming_bytes=offer.order.missing_bytes)

@@ -10,6 +10,8 @@ from slm_local.cli.render import DIM, YELLOW, Terminal
 from slm_local.download.values import FetchProgress
 from slm_local.engine import Offer
 from slm_local.errors import Interrupted
+from slm_local.model import ModelSpec, Variant
+from slm_local.sanitize import shell_word
 from slm_local.selector import duration, gigabytes
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ YES = ("\r", "\n", "y", "Y")
 
 LINES_SHARE = 0.1
 """Where no bar can be drawn, a line is written each time so much of the whole has come."""
+
+TO_FETCH = "to fetch"
+"""What a plan says of a download: the offer says it of what is still missing."""
 
 STAGES = {
     "waiting": "waiting",
@@ -44,25 +49,33 @@ def confirm(terminal: Terminal, offer: Offer, *, is_agreed: bool = False, is_qui
     from click import getchar
 
     terminal.talk("fetch it?  Enter: yes · any other key: no ")
-    key = getchar()
+    try:
+        key = getchar()
+    except (EOFError, KeyboardInterrupt):
+        key = ""
     terminal.talk("\n")
     if key not in YES:
-        raise Interrupted("nothing was fetched", hint=f"slm plan {offer.spec.id}")
+        raise Interrupted("nothing was fetched", hint=f"slm plan {shell_word(offer.reference)}")
 
 
 def offer_lines(offer: Offer) -> list[str]:
     """Return what is to be known before a download: what comes from where, whether it fits, how long it takes."""
     order, variant = offer.order, offer.variant
     files = f"{len(order.files)} files" if len(order.files) > 1 else variant.file or "1 file"
-    lines = [f"fetching {offer.spec.id} {variant.quant}: {gigabytes(order.total_bytes)} from {order.repo}"]
+    lines = [f"fetching {title_of(offer.spec, variant)}: {gigabytes(order.total_bytes)} from {order.repo}"]
     lines.append(f"  {files}{f' · licence {offer.spec.licence}' if offer.spec.licence else ''}")
     if order.missing_bytes < order.total_bytes:
         here = gigabytes(order.total_bytes - order.missing_bytes)
         lines.append(f"  {here} of it came earlier: {gigabytes(order.missing_bytes)} to go")
     if offer.expected_s is not None:
         lines.append(f"  about {duration(offer.expected_s)} at the speed of the last download")
-    lines += [f"  {reason}" for reason in (offer.plan.reasons if offer.plan else ())]
-    return lines
+    reasons = offer.plan.reasons if offer.plan else ()
+    return lines + [f"  {reason}" for reason in reasons if TO_FETCH not in reason]
+
+
+def title_of(spec: ModelSpec, variant: Variant) -> str:
+    """Return a model's name with its quantization, once."""
+    return spec.id if spec.id.endswith(f":{variant.quant}") else f"{spec.id} {variant.quant}"
 
 
 class FetchView:
@@ -86,9 +99,11 @@ class FetchView:
         """Show a step; a message is always shown."""
         if progress.message:
             self._say(progress.message)
+        if self._is_quiet:
+            return
         if self._terminal.err_is_rich:
             self._draw(progress)
-        elif not self._is_quiet:
+        else:
             self._tell(progress)
 
     def close(self) -> None:

@@ -53,6 +53,8 @@ class Forecast:
             "backend": plan.backend,
             "device": plan.device,
             "context_tokens": plan.context_tokens,
+            "prompt_tokens": plan.prompt_tokens,
+            "response_tokens": plan.response_tokens,
             "threads": plan.threads,
             "memory_bytes": plan.memory_bytes,
             "weights_bytes": fit.weights_bytes,
@@ -80,7 +82,9 @@ class Forecast:
             "size_bytes": plan.variant.size_bytes,
             "fetch_bytes": self.fetch_bytes,
             "fetch_s": self.fetch_s,
+            "runs": plan.runs,
             "reasons": list(plan.reasons),
+            "lost_because": plan.lost_because,
         }
 
 
@@ -97,8 +101,10 @@ def forecast(plan: Plan, hardware: Hardware) -> Forecast:
 
 
 def machine_line(hardware: Hardware) -> str:
-    """Say what the machine has: processor, memory now free, memory bandwidth."""
-    cores = f"{hardware.physical_cores} {'core' if hardware.physical_cores == 1 else 'cores'}"
+    """Say what the machine has: processor, memory now free, memory bandwidth, other devices that were listed."""
+    weaker = f" + {hardware.efficiency_cores}" if hardware.efficiency_cores else ""
+    cores = f"{hardware.physical_cores}{weaker} {'core' if hardware.physical_cores == 1 and not weaker else 'cores'}"
     free = f"{gigabytes(hardware.free_ram_bytes)} of {gigabytes(hardware.total_ram_bytes)} free"
     read = f", read at {hardware.read_gb_s:.0f} GB/s" if hardware.read_gb_s is not None else ""
-    return f"{hardware.cpu_name}, {cores}; memory {free}{read}"
+    others = "".join(f"; {each.name}: {each.description}" for each in hardware.devices if each.kind != "cpu")
+    return f"{hardware.cpu_name}, {cores}; memory {free}{read}{others}"

@@ -5,8 +5,6 @@ Only headers are read, and those remembered; nothing is hashed.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from slm_local.paths import Paths
 from slm_local.registry import Registry, find_local, scan, spec_for_file
 from slm_local.registry.local import parts_of, recorded
 from slm_local.registry.recognise import plain_digest
+from slm_local.sanitize import shell_word
 from slm_local.selector import DEFAULT_CONTEXT_TOKENS, gigabytes
 
 HEAD = ("model", "form", "size", "context", "fit", "speed", "", "where", "file")
@@ -147,13 +146,6 @@ def row_of(spec: ModelSpec, variant: Variant, hardware: Hardware, *, where: str,
     context = min(DEFAULT_CONTEXT_TOKENS, spec.context_tokens or DEFAULT_CONTEXT_TOKENS)
     fit = predict(spec, variant, context, hardware)
     return Row(spec=spec, variant=variant, fit=fit, where=where, reference=reference)
-
-
-def shell_word(path: str, platform: str = sys.platform) -> str:
-    """Return a path as it is typed: quoted where a shell would read more into it."""
-    if platform == "win32":
-        return f'"{path}"' if any(letter in path for letter in " &()[]{}^=;!'+,`~$@#") else path
-    return shlex.quote(path)
 
 
 def _by_name(registry: Registry, files: dict[str, list[Path]]) -> Iterator[tuple[ModelSpec, Variant]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Annotated
 
 import typer
@@ -10,12 +11,14 @@ from slm_local.cli.answering import registry_here
 from slm_local.cli.forecast import Forecast, forecast, machine_line
 from slm_local.cli.options import SHOWN, EngineFlags, takes
 from slm_local.cli.render import DIM, YELLOW, Terminal
+from slm_local.config import Settings
 from slm_local.engine import choose
-from slm_local.hardware import measured_probe
+from slm_local.hardware import Hardware, measured_probe, probe
 from slm_local.selector import does_not_fit
+from slm_local.selector.sentences import download_reason, variant_reason
 from slm_local.system import largest_program
 
-INDENT = "     "
+INDENT = "   "
 
 
 @takes(EngineFlags)
@@ -32,18 +35,21 @@ def command(
     terminal: Terminal = context.obj
     registry = registry_here(terminal)
     settings = flags.settings(registry.resolve(model).settings)
-    hardware = measured_probe(lambda text: terminal.say(text, DIM))
+    measured_probe(lambda text: terminal.say(text, DIM))
     choice = choose(model, settings=settings, registry=registry)
     for note in choice.notes:
         terminal.say(note, DIM)
+    hardware = probe(devices=any(plan.device != "cpu" for plan in choice.plans))  # asked just now: it is remembered
     forecasts = [forecast(plan, hardware) for plan in choice.plans]
     if json:
         terminal.json([each.values() for each in forecasts])
         return 0
-    terminal.line(f"{choice.spec.id} on {machine_line(hardware)}")
+    terminal.paragraph(f"{choice.spec.id} on {machine_line(hardware)}", rest=INDENT)
+    told: set[str] = set()
     for number, each in enumerate(forecasts, 1):
         terminal.line()
-        _write(terminal, number, each, forecasts[0])
+        _write(terminal, number, each, told)
+        told |= {*each.plan.reasons, _route(each)} | _in_heading(forecasts, settings, hardware)
     if not forecasts[0].plan.fits:
         shortage = does_not_fit(forecasts[0].plan, largest_program())
         terminal.say(f"\n{shortage.message}", YELLOW)
@@ -51,11 +57,28 @@ def command(
     return 0
 
 
-def _write(terminal: Terminal, number: int, each: Forecast, best: Forecast) -> None:
-    """Write a plan; of those behind the best only what differs from it."""
+def _in_heading(forecasts: Iterable[Forecast], settings: Settings, hardware: Hardware) -> set[str]:
+    """Return the reasons that say of a plan behind the best what its heading says."""
+    plans = [each.plan for each in forecasts]
+    variants = {variant_reason(plan.spec, plan.variant, settings, plan.backend) for plan in plans}
+    return variants | {download_reason(plan.variant, hardware) for plan in plans}
+
+
+def _write(terminal: Terminal, number: int, each: Forecast, told: Collection[str]) -> None:
+    """Write a plan; of those behind the best why they are there, and what was not told of plans before.
+
+    How its speed comes about, its last reason, is told once an engine and device.
+    """
     plan = each.plan
-    terminal.line(f"{number}. {plan.variant.quant} · {plan.backend} on {plan.device} · {each.line()}")
-    for reason in plan.reasons:
-        if each is not best and reason in best.plan.reasons:
-            continue
-        terminal.paragraph(reason, first=INDENT, rest=INDENT + "  ")
+    what = each.line() if plan.runs else "does not run here"
+    terminal.paragraph(f"{number}. {plan.variant.quant} · {_route(each)} · {what}", rest=INDENT)
+    lines = [f"not chosen: {plan.lost_because}"] if plan.lost_because is not None else []
+    if plan.runs:
+        reasons = plan.reasons[:-1] if _route(each) in told else plan.reasons
+        lines += [reason for reason in reasons if reason not in told]
+    for line in lines:
+        terminal.paragraph(line, first=INDENT, rest=INDENT + "  ")
+
+
+def _route(each: Forecast) -> str:
+    return f"{each.plan.backend} on {each.plan.device}"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from slm_local.cli.answering import registry_here
-from slm_local.cli.fetching import FetchView, confirm
+from slm_local.cli.fetching import FetchView, confirm, title_of
 from slm_local.cli.render import DIM, YELLOW, Terminal
-from slm_local.config import load_settings
+from slm_local.config import Settings, load_settings
 from slm_local.download.carry import carry
 from slm_local.download.hub import Hub
 from slm_local.engine import Meaning, make_offer, mean, ranked, take
 from slm_local.errors import DoesNotFit, EngineMissing, UsageError
 from slm_local.hardware import measured_probe
-from slm_local.model import Plan, Variant
+from slm_local.model import ModelSpec, Plan, Variant
 from slm_local.paths import paths
+from slm_local.registry import Resolved
+from slm_local.registry.local import checkpoint_here
+from slm_local.sanitize import shell_word
 from slm_local.selector import does_not_fit
 from slm_local.system import largest_program
 
@@ -39,15 +42,18 @@ def command(
     """Fetch a model; what came is kept whatever happens and goes on at the next call. Its path goes to stdout."""
     terminal: Terminal = context.obj
     registry = registry_here(terminal)
+    resolved = registry.resolve(model)
     flags = {"quant": quant, "offline": offline or None}
-    settings = load_settings(flags, reference_settings=registry.resolve(model).settings)
-    meaning = mean(model, settings=settings, registry=registry)
-    if not offline:
+    settings = load_settings(flags, reference_settings=resolved.settings)
+    meaning = _checkpoint(resolved, settings) if checkpoint else mean(model, settings=settings, registry=registry)
+    if not settings.offline:
         measured_probe()  # so that the offer says how fast it will think
     pull = _Pull(terminal=terminal, meaning=meaning, is_agreed=yes, is_quiet=quiet, is_forced=force)
     for note in meaning.notes:
         pull.say(note)
-    variant, plan = _checkpoint(meaning) if checkpoint else _wanted(meaning)
+    variant, plan = (
+        (meaning.here[0] if meaning.here else meaning.spec.variants[0], None) if checkpoint else _wanted(meaning)
+    )
     path = pull.carry(variant, Path(to).expanduser()) if to else pull.fetch(variant, plan)
     terminal.line(str(path))
     return 0
@@ -67,24 +73,40 @@ class _Pull:
 
     def fetch(self, variant: Variant, plan: Plan | None, folder: Path | None = None) -> Path:
         """Fetch a variant into a folder (None: ours) and return where it lies; one that need not be fetched stays."""
-        hub = Hub(offline=self.meaning.settings.offline)
+        title, hub = title_of(self.meaning.spec, variant), Hub(offline=self.meaning.settings.offline)
         if folder is None and variant.path is not None:
             is_ours = Path(variant.path).is_relative_to(paths().models_dir)
             if variant.repo is None or hub.is_offline or (not is_ours and not self.is_forced):
-                self.say(f"{self.meaning.spec.id} {variant.quant} is here, nothing to fetch")
+                self.say(f"{title} is here, nothing to fetch")
                 return Path(variant.path)
-        if plan is not None and not plan.fits and not self.is_forced:
-            error = does_not_fit(plan, largest_program())
-            raise DoesNotFit(error.message, hint=f"{error.hint}   or, all the same: --force")
-        offer = make_offer(self.meaning, variant, hub, plan=plan, models_dir=folder)
+        self._refuse_too_large(plan)
+        runs_here = folder is None and variant.kind != "checkpoint"
+        offer = make_offer(self.meaning, variant, hub, runs_here=runs_here, models_dir=folder)
+        self._refuse_too_large(offer.plan)
         if offer.order.missing_bytes:
             confirm(self.terminal, offer, is_agreed=self.is_agreed, is_quiet=self.is_quiet)
         with FetchView(self.terminal, is_quiet=self.is_quiet) as view:
-            fetched = take(offer, hub, on_fetch=view.feed)
+            fetched = take(offer, hub, on_fetch=view.feed, again=self._again())
         for warning in fetched.warnings:
             self.terminal.say(warning, YELLOW)
-        self.say(f"{self.meaning.spec.id} {variant.quant} is here, whole and verified")
+        if fetched.received_bytes:
+            self.say(f"{title} is here, whole and verified")
+        else:
+            self.say(f"{title} is here, nothing to fetch · slm verify hashes it again")
+        if folder is not None:
+            self.say(f"on the other machine: slm import {shell_word(str(folder))}")
         return fetched.target
+
+    def _again(self) -> str:
+        is_checkpoint = self.meaning.spec.variants and self.meaning.spec.variants[0].kind == "checkpoint"
+        return f"slm pull {shell_word(self.meaning.reference)}{' --checkpoint' if is_checkpoint else ''}"
+
+    def _refuse_too_large(self, plan: Plan | None) -> None:
+        if plan is None or plan.fits or self.is_forced:
+            return
+        line = self._again()
+        smaller = f"{line} --quant {plan.fitting_quant}   or, all the same: " if plan.fitting_quant else ""
+        raise DoesNotFit(does_not_fit(plan, largest_program()).message, hint=f"{smaller}{line} --force")
 
     def carry(self, variant: Variant, folder: Path) -> Path:
         """Bring a variant into a folder outside: copied where it is here, else fetched straight into it."""
@@ -92,7 +114,7 @@ class _Pull:
             return self.fetch(variant, None, folder)
         with FetchView(self.terminal, is_quiet=self.is_quiet) as view:
             path = carry(variant, folder, view.feed)
-        self.say(f"copied; on the other machine: slm import {folder}")
+        self.say(f"copied; on the other machine: slm import {shell_word(str(folder))}")
         return path
 
 
@@ -111,8 +133,18 @@ def _wanted(meaning: Meaning) -> tuple[Variant, Plan | None]:
     return plan.variant, plan
 
 
-def _checkpoint(meaning: Meaning) -> tuple[Variant, None]:
-    spec = meaning.spec
-    if spec.original_repo is None:
-        raise UsageError(f"no original weights are known for {spec.id}", hint=f"slm show {spec.id}")
-    return Variant(kind="checkpoint", quant="original", repo=spec.original_repo), None
+def _checkpoint(resolved: Resolved, settings: Settings) -> Meaning:
+    """Return the original weights of what a reference names, as its only variant. Errors: `UsageError`."""
+    spec = resolved.spec or ModelSpec(id=resolved.reference, name=resolved.reference, origin="hub")
+    repo = resolved.repo if resolved.kind == "hf" else spec.original_repo
+    if repo is None:
+        raise UsageError(f"no original weights are known for {spec.id}", hint=f"slm show {shell_word(spec.id)}")
+    variant = Variant(kind="checkpoint", quant="original", repo=repo, revision=resolved.revision)
+    there = checkpoint_here(repo, paths().models_dir)
+    return Meaning(
+        reference=resolved.reference,
+        spec=replace(spec, variants=(variant,)),
+        settings=settings,
+        here=(replace(variant, path=str(there)),) if there is not None else (),
+        notes=(),
+    )

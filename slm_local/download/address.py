@@ -13,6 +13,9 @@ from slm_local.sanitize import one_line
 
 HUB = "https://huggingface.co"
 
+OFFLINE_VARIABLES = ("SLM_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""What may forbid the network: our setting's own variable, then the two that the library heeds by itself."""
+
 
 def is_loopback(host: str | None) -> bool:
     """Tell whether a host is this machine itself, the only one that may speak plain http."""
@@ -41,12 +44,16 @@ def endpoint_of(given: str) -> str:
     return endpoint
 
 
-def offline_variable() -> str | None:
-    """Return the name of the variable that forbids the network; None where none does."""
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # the two that the library heeds
+def what_forbids(is_offline: bool) -> str | None:
+    """Return what forbids the network, given the setting `offline`: a variable's name or the flag; None where nothing.
+
+    The setting does not say where it was set; of the variable that it has, the name is returned where that is on.
+    """
+    variables = OFFLINE_VARIABLES if is_offline else OFFLINE_VARIABLES[1:]
+    for name in variables:
         if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
             return name
-    return None
+    return "--offline (or offline in config.toml)" if is_offline else None
 
 
 def unsetting(variable: str) -> str:

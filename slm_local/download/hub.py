@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from slm_local.download.address import endpoint_of, is_loopback, offline_variable, opened, unsetting
+from slm_local.download.address import OFFLINE_VARIABLES, endpoint_of, is_loopback, opened, unsetting, what_forbids
 from slm_local.download.refusals import LOGIN, PULL, refusal, unreachable
 from slm_local.download.values import PATIENCE, Patience, RemoteFile, RemoteRepo
 from slm_local.errors import DownloadFailed
@@ -41,15 +41,18 @@ class _Busy(Exception):
 class Hub:
     """The Hub that HF_ENDPOINT names, or huggingface.co. Making one opens no socket and loads nothing."""
 
-    def __init__(self, *, offline: bool = False, patience: Patience = PATIENCE) -> None:
+    def __init__(self, *, offline: bool = False, patience: Patience = PATIENCE, again: str = PULL) -> None:
         self._patience = patience
-        self._no_network = "--offline" if offline else offline_variable()
+        self.again = again
+        """The line that asks for the same once more, for hints."""
+        self.no_network = what_forbids(offline)
+        """What says that no socket may be opened; None where nothing does."""
         self.endpoint = endpoint_of(os.environ.get("HF_ENDPOINT", ""))
 
     @property
     def is_offline(self) -> bool:
-        """Whether no socket may be opened: `--offline` or HF_HUB_OFFLINE."""
-        return self._no_network is not None
+        """Whether no socket may be opened: by the setting `offline` or HF_HUB_OFFLINE."""
+        return self.no_network is not None
 
     @property
     def token(self) -> str | None:
@@ -69,9 +72,9 @@ class Hub:
 
     def check_online(self, what: str) -> None:
         """Raise `DownloadFailed` saying that `what` is not here, where no socket may be opened."""
-        if self._no_network is not None:
-            hint = PULL if self._no_network == "--offline" else unsetting(self._no_network)
-            raise DownloadFailed(f"{what} is not here, and {self._no_network} allows no network", hint=hint)
+        if self.no_network is not None:
+            hint = unsetting(self.no_network) if self.no_network in OFFLINE_VARIABLES else self.again
+            raise DownloadFailed(f"{what} is not here, and {self.no_network} allows no network", hint=hint)
 
     def repository(self, repo: str, revision: str | None = None) -> RemoteRepo:
         """Ask for a repository's files, with sizes and digests, at the commit that `revision` is now.

@@ -12,11 +12,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 
+from slm_local.backends.openvino.cache import will_compile
 from slm_local.config import SamplingOverrides, Settings
 from slm_local.engine.choice import Choice, Meaning, choose, mean, ranked
 from slm_local.engine.supply import Confirm, Offer, OnFetch, make_offer, supplied, take
 from slm_local.errors import DownloadFailed, SlmError, UsageError
-from slm_local.fit import read_bytes_per_token
+from slm_local.fit import read_bytes_per_token, share_key
 from slm_local.generation import (
     Control,
     Done,
@@ -105,6 +106,8 @@ class Engine:
         self._facts: ModelFacts | None = None
         self._on_status = on_status or (lambda text: None)
         self._told = ""
+        self._compiles = False
+        """Whether the load under way compiles the model for its device, which may take minutes once."""
         self._worker: Worker | None = None
         self._unreported_load_s = 0.0
 
@@ -127,6 +130,7 @@ class Engine:
         begun = time.perf_counter()
         self.close()
         self._told = ""
+        self._compiles = self.plan.backend == "openvino" and will_compile(self._load_settings)
         self._worker = Worker(make_folder(paths().logs))
         self._facts = self._worker.load(self._load_settings, control, self._tell)
         self.load_s = self._unreported_load_s = time.perf_counter() - begun
@@ -206,7 +210,7 @@ class Engine:
         if weights is not None:
             remember_reply(
                 paths().cache,
-                self.plan.backend,
+                share_key(self.plan.backend, self.plan.device),
                 reply,
                 weights_bytes=weights,
                 kv_bytes_per_token=self.spec.shape.kv_bytes_per_token(),
@@ -214,6 +218,8 @@ class Engine:
 
     def _tell(self, waited_s: float, fraction: float | None) -> None:
         status = "starting the engine…" if fraction is None else f"loading {fraction:.0%}"
+        if self._compiles:
+            status = f"compiling the model for the {self.plan.device.upper()}, the first time only…"
         if waited_s >= SILENCE_S and status != self._told:
             self._told = status
             self._on_status(status)
@@ -242,6 +248,8 @@ def _load_settings(plan: Plan, settings: Settings) -> LoadSettings:
         think=plan.spec.think,
         template=_template(settings, plan.spec),
         device=plan.device,
+        prompt_tokens=plan.prompt_tokens,
+        response_tokens=plan.response_tokens,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import assert_never
 
@@ -11,8 +11,9 @@ from slm_local.download.found import found_models, found_variants
 from slm_local.download.hub import Hub
 from slm_local.download.remote import fill
 from slm_local.errors import UsageError
-from slm_local.gguf_header import checked_header
+from slm_local.gguf_header import GgufHeader, checked_header
 from slm_local.hardware import probe
+from slm_local.measured import load_measurements
 from slm_local.model import ModelSpec, Plan, Variant
 from slm_local.paths import paths
 from slm_local.registry import Registry, Resolved, find_local, load_registry, spec_for_file, spec_for_folder
@@ -59,7 +60,20 @@ def ranked(meaning: Meaning) -> Choice:
     """Rank the ways to run what was meant. Errors: those of `selector.rank`."""
     known = {each.name: getattr(meaning, each.name) for each in fields(Meaning)}
     hardware = probe(devices=_needs_devices(meaning))
-    return Choice(**known, plans=tuple(rank(meaning.spec, hardware, meaning.settings, meaning.here)))
+    measured = load_measurements(paths().cache)
+    return Choice(**known, plans=tuple(rank(meaning.spec, hardware, meaning.settings, meaning.here, measured)))
+
+
+def with_shape(spec: ModelSpec, header: GgufHeader) -> ModelSpec:
+    """Return a spec that states no shape with that of a file's header."""
+    return replace(
+        spec,
+        shape=header.shape,
+        architecture=header.architecture,
+        parameters=spec.parameters or header.parameters,
+        active_parameters=spec.active_parameters or header.active_parameters,
+        context_tokens=spec.context_tokens or header.context_tokens,
+    )
 
 
 def _needs_devices(meaning: Meaning) -> bool:
@@ -73,7 +87,8 @@ def _spec_here(
     match resolved.kind:
         case "registry":
             assert resolved.spec is not None
-            return resolved.spec, _here(resolved.spec, settings, registry), resolved.notes
+            here = _here(resolved.spec, settings, registry)
+            return _shaped(resolved.spec, here), here, resolved.notes
         case "scripted":
             assert resolved.spec is not None
             return resolved.spec, resolved.spec.variants, resolved.notes
@@ -97,6 +112,14 @@ def _spec_here(
             )
         case _:
             assert_never(resolved.kind)
+
+
+def _shaped(spec: ModelSpec, here: tuple[Variant, ...]) -> ModelSpec:
+    """Return the spec with a shape, where only a file that is here states one."""
+    file = next((each.path for each in here if each.kind == "gguf" and each.path is not None), None)
+    if file is None or spec.shape.kv_bytes_per_token() is not None:
+        return spec
+    return with_shape(spec, checked_header(Path(file), paths().cache))
 
 
 def _here(spec: ModelSpec, settings: Settings, registry: Registry) -> tuple[Variant, ...]:

@@ -44,6 +44,7 @@ GGML_LIBRARIES = ("ggml.dll", "ggml-base.dll", "libggml.dll", "libggml-base.dll"
 
 def openvino_devices(only: str | None) -> dict[str, Any]:
     """Return OpenVINO's devices (or the one that is asked for), and which libraries of drivers load."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it would write into the home and ask the network
     import openvino
 
     core = openvino.Core()

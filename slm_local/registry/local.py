@@ -26,6 +26,9 @@ another name in models that also see."""
 
 SUFFIXES = (".xml", ".bin")
 
+CHECKPOINT_CONFIG = "config.json"
+"""What a download of original weights ends with."""
+
 MADE = "slm-convert.json"
 """The file in an OpenVINO folder that `slm convert` made: of which model, and how."""
 
@@ -127,10 +130,16 @@ def is_whole_folder(folder: Path, root: Path) -> bool:
     if graph is None:
         return False
     needed = [path.with_suffix(end) for path in (graph, *map(folder.joinpath, FOLDER_FILES[1:])) for end in SUFFIXES]
-    if not all(is_own(each, root) for each in needed) or any(folder.glob("*.part")):
-        return False
-    sizes = {name: recorded(folder / name).get("size_bytes") for name in _recorded_names(folder)}
-    return all(_has_size(folder / name, size) for name, size in sizes.items())
+    return all(is_own(each, root) for each in needed) and _has_all_recorded(folder)
+
+
+def checkpoint_here(repo: str, models_dir: Path) -> Path | None:
+    """Return the folder that a repository's original weights lie in, whole; None where they do not."""
+    folder = models_dir / repo
+    root = Path(os.path.realpath(models_dir))
+    needed = (folder / CHECKPOINT_CONFIG, *folder.glob("*.safetensors"))
+    is_whole = len(needed) > 1 and all(is_own(each, root) for each in needed) and _has_all_recorded(folder)
+    return folder if is_whole else None
 
 
 def recorded(place: Path) -> Mapping[str, Any]:
@@ -182,9 +191,13 @@ def _is_later_part(name: str, beside: Sequence[str]) -> bool:
     return named is not None and int(named["number"]) > 1 and next(parts_of(Path(name))).name in beside
 
 
-def _recorded_names(folder: Path) -> list[str]:
+def _has_all_recorded(folder: Path) -> bool:
+    """Tell whether nothing in a folder is partial, and every file that is recorded has the size it came with."""
+    if any(folder.glob("*.part")):
+        return False
     names = [each.name.removesuffix(".json") for each in (folder / RECORDS).glob("*.json")]
-    return [name for name in names if not name.endswith(".part")]
+    whole = [name for name in names if not name.endswith(".part")]
+    return all(_has_size(folder / name, recorded(folder / name).get("size_bytes")) for name in whole)
 
 
 def _has_size(path: Path, size: object) -> bool:

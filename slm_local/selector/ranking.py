@@ -1,15 +1,18 @@
-"""Every way to run a model on this machine: which variant, engine, context and threads, in which order."""
+"""Every way to run a model on this machine, the best first: context, threads, memory and speed of each, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 
 from slm_local.config import Settings
-from slm_local.errors import EngineMissing, UsageError
-from slm_local.fit import Fit, predict
+from slm_local.errors import UsageError
+from slm_local.fit import Fit, assumed_size_bytes, predict, weight_bits
 from slm_local.hardware import Hardware
+from slm_local.measured import Measurement
 from slm_local.model import ModelSpec, Plan, Variant
+from slm_local.selector.comparison import Case, Place, Rated, lost_because, route_reason
+from slm_local.selector.rules import LEAST_BITS, cost, loudness, reply_s, sizes_in_order
 from slm_local.selector.sentences import (
     LEAST_CONTEXT_TOKENS,
     download_reason,
@@ -19,150 +22,209 @@ from slm_local.selector.sentences import (
     speed_reason,
     variant_reason,
 )
+from slm_local.selector.ways import Way, ways_here
 
 DEFAULT_CONTEXT_TOKENS = 16_384
 """Room for a long thought and a conversation around it; the command line's contract."""
 
+NPU_CONTEXT_TOKENS = 8_192
+"""The same on an NPU, which is compiled for it and computes over all of it at every token."""
+
+FIXED = "; fixed on an NPU: half for the prompt, thoughts read again included"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A variant and the engine that would run it."""
+class _Context:
+    """The context to open, with what it takes, and which bound decided it."""
 
-    variant: Variant
-    backend: str
-    device: str
-    why: str
+    fit: Fit
+    reason: str
 
 
-def rank(spec: ModelSpec, hardware: Hardware, settings: Settings, have: Sequence[Variant] | None = None) -> list[Plan]:
-    """Return every way to run a model here, best first; never empty.
+def rank(
+    spec: ModelSpec,
+    hardware: Hardware,
+    settings: Settings,
+    have: Sequence[Variant] | None = None,
+    measured: Sequence[Measurement] | None = None,
+    unreadable: Mapping[str, str] | None = None,
+) -> list[Plan]:
+    """Return the ways to run a model here, best first; the first one runs, others may not (`Plan.runs`).
 
-    `have` are the variants that lie on this disk (None: those of the spec that have a path). A plan that does not fit
-    is in the list and says so. Errors: `EngineMissing`, `UsageError` for a quantization or a context that the model
-    does not have.
+    `have` are the variants that lie on this disk (None: those of the spec that have a path), `measured` what races on
+    this machine found: it goes before the rules of thumb; `unreadable` says of GGUF files here, by path, why OpenVINO
+    can't read them, where a look at their tensors told. A plan that does not fit is in the list and says so. Of what
+    is not here every quantization and every device is shown once. Errors: `EngineMissing`; `UsageError` for a
+    quantization, a context, an engine or a device with which the model can't be run here.
     """
-    variants = _with_paths(spec, have)
-    candidates = _candidates(spec, hardware, settings, variants)
-    asked = _asked_context(spec, settings)
-    ranked: list[tuple[tuple[bool, bool, bool, int], Plan]] = []
-    for position, candidate in enumerate(candidates):
-        plan = _plan(spec, candidate, hardware, settings, asked)
-        order = (candidate.variant.path is None, not plan.fits, not candidate.variant.verified, position)
-        ranked.append((order, plan))
-    plans = [plan for _, plan in sorted(ranked, key=lambda each: each[0])]
-    return [plan if plan.fits else _with_way_out(plan, variants, hardware, asked) for plan in plans]
+    _check_context(spec, settings)
+    variants = _variants(spec, have)
+    case = Case(
+        spec=spec,
+        hardware=hardware,
+        settings=settings,
+        variants=variants,
+        measured=tuple(measured or ()),
+        unreadable=unreadable or {},
+    )
+    rated = _all_rated(case)
+    plans = [_plan(case, each, rated) for each in _shown(case, rated)]
+    if all(plan.fits for plan in plans):
+        return plans
+    others = rated if settings.quant is None else _all_rated(replace(case, settings=replace(settings, quant=None)))
+    return [plan if plan.fits else replace(plan, fitting_quant=_fitting_quant(plan, others)) for plan in plans]
 
 
-def _with_paths(spec: ModelSpec, have: Sequence[Variant] | None) -> tuple[Variant, ...]:
-    """Return the spec's variants, those that are here with their paths, each file once."""
-    if have is None:
-        return spec.variants
-    absent = [each for each in spec.variants if all(key(each) != key(here) for here in have)]
-    return (*have, *absent)
-
-
-def _candidates(
-    spec: ModelSpec, hardware: Hardware, settings: Settings, variants: Sequence[Variant]
-) -> list[Candidate]:
-    """Pair variants with engines: one a quantization (that which is here, else the first), and all that are here."""
-    if spec.family == "scripted":
-        why = "scripted: plays a file, for tests"
-        return [Candidate(variant=each, backend="scripted", device="cpu", why=why) for each in variants]
-    runnable = [each for each in variants if each.kind == "gguf"]
-    if not runnable:
-        raise EngineMissing(
-            f"{spec.id} is known as an OpenVINO folder only, and this version has no engine for it",
-            hint="slm ls --all",
-        )
-    if "llamacpp" not in hardware.engines:
-        raise EngineMissing("llama.cpp is not installed", hint='pip install "slm-local[llamacpp]"')
-    why = "the one you asked for" if settings.backend != "auto" else "the only engine installed here"
-    chosen = _of_quant(spec, runnable, settings.quant)
-    seen: set[str] = set()
-    found = []
-    for variant in sorted(chosen, key=lambda each: each.path is None):
-        if variant.path is not None or variant.quant not in seen:
-            why_here = f"llama.cpp on the CPU: {why}"
-            found.append(Candidate(variant=variant, backend="llamacpp", device="cpu", why=why_here))
-        seen.add(variant.quant)
-    return found
-
-
-def _of_quant(spec: ModelSpec, variants: Sequence[Variant], quant: str | None) -> list[Variant]:
-    if quant is None:
-        return list(variants)
-    chosen = [each for each in variants if each.quant.casefold() == quant.casefold()]
-    if not chosen:
-        known = list(dict.fromkeys(each.quant for each in variants))
-        raise UsageError(f"{spec.id} has no {quant}; there is {', '.join(known)}", hint=f"--quant {known[0]}")
-    return chosen
-
-
-def _asked_context(spec: ModelSpec, settings: Settings) -> int | None:
+def _check_context(spec: ModelSpec, settings: Settings) -> None:
     asked, own = settings.context_tokens, spec.context_tokens
     if asked is not None and own is not None and asked > own:
         raise UsageError(
             f"{spec.id} was made for contexts of at most {own:,} tokens, not {asked:,}", hint=f"--ctx {own}"
         )
-    return asked
 
 
-def _plan(spec: ModelSpec, candidate: Candidate, hardware: Hardware, settings: Settings, asked: int | None) -> Plan:
-    variant, backend = candidate.variant, candidate.backend
-    fit, context_reason = _fit(spec, variant, hardware, asked, backend=backend, device=candidate.device)
-    threads = settings.threads or hardware.physical_cores
-    cores = "as asked" if settings.threads else "one for each physical core"
-    reasons = [candidate.why, context_reason, f"{threads} {'thread' if threads == 1 else 'threads'}: {cores}"]
-    if backend != "scripted":
-        reasons.insert(1, variant_reason(spec, variant, settings))
-        if variant.path is None:
-            reasons.insert(2, download_reason(variant, hardware))
-        reasons += [memory_reason(variant, fit), speed_reason(spec, fit, backend)]
+def _variants(spec: ModelSpec, have: Sequence[Variant] | None) -> tuple[Variant, ...]:
+    """Return the spec's variants, those that are here with their paths, each file once; sizes assumed where unknown."""
+    absent = spec.variants
+    if have is not None:
+        absent = tuple(each for each in spec.variants if all(key(each) != key(here) for here in have))
+    return tuple(_sized(spec, each) for each in (*(have or ()), *absent))
+
+
+def _sized(spec: ModelSpec, variant: Variant) -> Variant:
+    assumed = assumed_size_bytes(spec, variant) if variant.size_bytes is None else None
+    return variant if assumed is None else replace(variant, size_bytes=assumed, size_is_exact=False)
+
+
+def _all_rated(case: Case) -> list[Rated]:
+    """Rate every way, the best first. Errors: those of `ways_here`."""
+    ways = ways_here(case.spec, case.hardware, case.settings, case.variants, case.unreadable)
+    return sorted((_rated(case, way) for way in ways), key=lambda each: astuple(each.place))
+
+
+def _rated(case: Case, way: Way) -> Rated:
+    """Foretell a way's memory and speed, and give it its place."""
+    spec, variant, prefer = case.spec, way.variant, case.settings.prefer
+    context = _context(case, way)
+    which = (spec.id, variant.quant, *way.route)
+    measurement = next((each for each in case.measured if each.key == which), None)
+    bits = weight_bits(variant.quant)
+    is_raced = measurement is not None and prefer == "speed" and (bits or 0) >= LEAST_BITS
+    place = Place(
+        obstructed=way.obstacle is not None,
+        absent=variant.path is None,
+        too_large=not context.fit.fits,
+        second_hand=not variant.verified,
+        loudness=loudness(prefer, spec, way),
+        unraced=prefer == "speed" and not is_raced,
+        size_class=0 if is_raced else sizes_in_order(spec, case.variants).index(bits),
+        cost=cost(prefer, way, reply_s(spec, way, context.fit, case.hardware, measurement)),
+        is_converted=variant.kind == "gguf" and way.backend == "openvino",
+        position=case.variants.index(variant),
+    )
+    return Rated(way=way, fit=context.fit, context_reason=context.reason, measurement=measurement, place=place)
+
+
+def _context(case: Case, way: Way) -> _Context:
+    """Foretell what the context to open takes, and say which bound decided the context."""
+    spec, asked = case.spec, case.settings.context_tokens
+
+    def at(context: int) -> Fit:
+        return predict(spec, way.variant, context, case.hardware, backend=way.backend, device=way.device.name)
+
+    fixed = FIXED if way.kind == "npu" else ""
+    if asked is not None:
+        return _Context(fit=at(asked), reason=f"context {asked:,}: as asked{fixed}")
+    usual = NPU_CONTEXT_TOKENS if way.kind == "npu" else DEFAULT_CONTEXT_TOKENS
+    wanted = min(usual, spec.context_tokens or usual)
+    fit = at(wanted)
+    largest = fit.largest_context_tokens
+    if largest is not None and min(wanted, LEAST_CONTEXT_TOKENS) <= largest < wanted:
+        reason = f"context {largest:,}: the longest that fits, with {gigabytes(fit.free_bytes)} free{fixed}"
+        return _Context(fit=at(largest), reason=reason)
+    bound = "the model's own limit" if wanted == spec.context_tokens else "the default"
+    return _Context(fit=fit, reason=f"context {wanted:,}: {bound}{fixed}")
+
+
+def _shown(case: Case, rated: Iterable[Rated]) -> list[Rated]:
+    """Leave out what shows nothing new: of what is not here the quantizations and devices that came before."""
+    shown: list[Rated] = []
+    for each in rated:
+        way = each.way
+        is_new_quant = all(other.way.variant.quant != way.variant.quant for other in shown)
+        is_new_route = all(other.way.route != way.route for other in shown)
+        if way.obstacle is not None:
+            is_wanted = is_new_quant and all(other.way.obstacle != way.obstacle for other in shown)
+        else:
+            is_wanted = is_new_quant or case.settings.quant is not None or way.variant.path is not None
+        if is_new_route or is_wanted:
+            shown.append(each)
+    return shown
+
+
+def _plan(case: Case, rated: Rated, all_rated: Sequence[Rated]) -> Plan:
+    way, fit, is_npu = rated.way, rated.fit, rated.way.kind == "npu"
+    threads, threads_reason = _threads(case)
+    prompt_tokens = fit.context_tokens // 2
     return Plan(
-        spec=spec,
-        variant=variant,
-        backend=backend,
-        device=candidate.device,
+        spec=case.spec,
+        variant=way.variant,
+        backend=way.backend,
+        device=way.device.name,
         context_tokens=fit.context_tokens,
         threads=threads,
         memory_bytes=fit.total_bytes,
         free_ram_bytes=fit.free_bytes,
         fits=fit.fits,
-        expected_decode_tps=fit.decode_tps,
-        reasons=tuple(reasons),
+        expected_decode_tps=rated.decode_tps,
+        reasons=tuple(_reasons(case, rated, all_rated, threads_reason)),
         verdict=fit.verdict,
         short_bytes=fit.short_bytes,
         largest_context_tokens=fit.largest_context_tokens,
+        runs=way.obstacle is None,
+        lost_because=lost_because(case, rated, all_rated[0]) if rated is not all_rated[0] else None,
+        prompt_tokens=prompt_tokens if is_npu else None,
+        response_tokens=fit.context_tokens - prompt_tokens if is_npu else None,
     )
 
 
-def _fit(
-    spec: ModelSpec, variant: Variant, hardware: Hardware, asked: int | None, *, backend: str, device: str
-) -> tuple[Fit, str]:
-    """Foretell what the context to open takes, and say which bound decided the context."""
+def _reasons(case: Case, rated: Rated, all_rated: Sequence[Rated], threads_reason: str) -> list[str]:
+    way, spec = rated.way, case.spec
+    if way.backend == "scripted":
+        return ["scripted: plays a file, for tests", rated.context_reason, threads_reason]
+    return [
+        route_reason(case, rated, all_rated),
+        variant_reason(spec, way.variant, case.settings, way.backend),
+        *([download_reason(way.variant, case.hardware)] if way.variant.path is None else []),
+        rated.context_reason,
+        *([threads_reason] if way.kind == "cpu" else []),
+        memory_reason(way.variant, rated.fit),
+        speed_reason(spec, rated.fit, way, rated.measurement),
+    ]
 
-    def at(context: int) -> Fit:
-        return predict(spec, variant, context, hardware, backend=backend, device=device)
 
+def _threads(case: Case) -> tuple[int, str]:
+    """Return the threads to decode with, and say why so many."""
+    cores, asked = case.hardware.physical_cores, case.settings.threads
     if asked is not None:
-        return at(asked), f"context {asked:,}: as asked"
-    wanted = min(DEFAULT_CONTEXT_TOKENS, spec.context_tokens or DEFAULT_CONTEXT_TOKENS)
-    fit = at(wanted)
-    largest = fit.largest_context_tokens
-    if largest is not None and min(wanted, LEAST_CONTEXT_TOKENS) <= largest < wanted:
-        return at(largest), f"context {largest:,}: the longest that fits, with {gigabytes(fit.free_bytes)} free"
-    bound = "the model's own limit" if wanted == spec.context_tokens else "the default"
-    return fit, f"context {wanted:,}: {bound}"
+        threads, why = asked, "as asked"
+    elif case.settings.prefer == "quiet" and cores > 1:
+        threads, why = cores // 2, "half of the cores, to be quiet"
+    else:
+        threads, why = cores, f"one for each {'performance' if case.hardware.efficiency_cores else 'physical'} core"
+    return threads, f"{threads} {'thread' if threads == 1 else 'threads'}: {why}"
 
 
-def _with_way_out(plan: Plan, variants: Iterable[Variant], hardware: Hardware, asked: int | None) -> Plan:
-    """Add to a plan that does not fit the largest other quantization that would, with a context as asked."""
-    fitting: list[Variant] = []
-    for variant in variants:
-        if variant.kind != plan.variant.kind or variant.quant == plan.variant.quant or not variant.verified:
-            continue
-        fit, _ = _fit(plan.spec, variant, hardware, asked, backend=plan.backend, device=plan.device)
-        if fit.fits and fit.total_bytes is not None:
-            fitting.append(variant)
+def _fitting_quant(plan: Plan, others: Iterable[Rated]) -> str | None:
+    """Return the largest other quantization that would fit where a plan does not, with a context as asked."""
+    fitting = [
+        each.way.variant
+        for each in others
+        if each.way.route == (plan.backend, plan.device)
+        and each.way.variant.kind == plan.variant.kind
+        and each.way.variant.quant != plan.variant.quant
+        and not (each.place.obstructed or each.place.too_large or each.place.second_hand)
+        and each.fit.total_bytes is not None
+    ]
     best = max(fitting, key=lambda each: each.size_bytes or 0, default=None)
-    return replace(plan, fitting_quant=best.quant if best is not None else None)
+    return best.quant if best is not None else None

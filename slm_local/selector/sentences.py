@@ -1,4 +1,4 @@
-"""The words for a plan: why this variant, what it takes in memory, how fast it should be, why it does not fit."""
+"""The words for a plan: why this variant, what it takes in memory, how fast it is, why it does not fit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from slm_local.config import Settings
 from slm_local.errors import DoesNotFit
 from slm_local.fit import Fit, usable_bytes
 from slm_local.hardware import Hardware
+from slm_local.measured import Measurement
 from slm_local.model import ModelSpec, Plan, Variant
+from slm_local.selector.ways import ENGINE_NAMES, Way, is_for_npu
 from slm_local.system import Program
 
 REPACKED = frozenset({"Q4_0", "IQ4_NL", "MXFP4"})
@@ -14,8 +16,6 @@ REPACKED = frozenset({"Q4_0", "IQ4_NL", "MXFP4"})
 
 LEAST_CONTEXT_TOKENS = 512
 """With less than this (or the model's own limit, where that is less) a model is of no use: it does not fit."""
-
-ENGINE_NAMES = {"llamacpp": "llama.cpp", "openvino": "OpenVINO"}
 
 THOUGHT_TOKENS = 1000
 """Tokens of thinking whose time is told: a short thought of a reasoning model."""
@@ -51,15 +51,16 @@ def does_not_fit(plan: Plan, holder: Program | None = None) -> DoesNotFit:
     return DoesNotFit("; ".join(said), hint=hint)
 
 
-def variant_reason(spec: ModelSpec, variant: Variant, settings: Settings) -> str:
+def variant_reason(spec: ModelSpec, variant: Variant, settings: Settings, backend: str = "llamacpp") -> str:
     """Say why this variant."""
-    repacked = "; llama.cpp repacks it for this processor" if variant.quant in REPACKED else ""
+    is_repacked = backend == "llamacpp" and variant.quant in REPACKED
+    repacked = "; llama.cpp repacks it for this processor" if is_repacked else ""
     if settings.quant is not None:
         why = "as asked" if variant.path is not None else "as asked, not here yet"
     elif variant.path is not None:
         why = "it ships inside the package" if spec.embedded else "it is here"
     else:
-        why = "the registry's first choice, not here yet" if _is_first(spec, variant) else "another one, not here yet"
+        why = f"{_rank_of(spec, variant)}, not here yet"
     if not variant.verified:
         why += ", known second-hand only"
     return f"{variant.quant}: {why}{repacked}"
@@ -82,7 +83,7 @@ def memory_reason(variant: Variant, fit: Fit) -> str:
     free = f"{gigabytes(fit.free_bytes)} free"
     if fit.weights_bytes is None:
         return f"memory can't be foretold: the size of {variant.quant} is not known"
-    about = "" if variant.size_is_exact else "about "
+    about = "" if variant.size_is_exact and fit.weights_bytes == variant.size_bytes else "about "
     verdict = fit.verdict + (f", {gigabytes(fit.short_bytes)} short" if fit.short_bytes else "")
     if fit.total_bytes is None or fit.kv_bytes is None:
         known = ", KV cache not known" if fit.fits else f": {verdict}"
@@ -92,8 +93,12 @@ def memory_reason(variant: Variant, fit: Fit) -> str:
     return f"needs {about}{gigabytes(fit.total_bytes)} of {free} ({parts}, {buffers}): {verdict}"
 
 
-def speed_reason(spec: ModelSpec, fit: Fit, backend: str) -> str:
-    """Say how fast it should be, from what, and how long a thought takes then."""
+def speed_reason(spec: ModelSpec, fit: Fit, way: Way, measurement: Measurement | None) -> str:
+    """Say how fast it is as measured here, else how fast it should be, from what; and how long a thought takes then."""
+    what = "tokens of thinking" if spec.thinks else "tokens"
+    if measurement is not None:
+        speed, tps = f"reads {rate(measurement.prefill_tps)} tok/s and decodes", measurement.decode_tps
+        return f"{speed} {rate(tps)}, measured here, so {THOUGHT_TOKENS:,} {what} take {_thought(tps)}"
     if fit.read_bytes_per_token is None:
         return "speed can't be foretold: the file's size is not known"
     if fit.decode_tps is None:
@@ -101,12 +106,20 @@ def speed_reason(spec: ModelSpec, fit: Fit, backend: str) -> str:
     bandwidth = f"{fit.read_gb_s:.0f} GB/s measured here" if fit.is_measured else f"an assumed {fit.read_gb_s:.0f} GB/s"
     share = f"{fit.engine_share:.0%}"
     reached = f"last got {share}" if fit.is_share_measured else f"gets an assumed {share}"
-    source = f"{gigabytes(fit.read_bytes_per_token)} read a token at {bandwidth}, of which "
-    source += f"{ENGINE_NAMES.get(backend, backend)} {reached}"
-    what = "tokens of thinking" if spec.thinks else "tokens"
-    thought = f"{THOUGHT_TOKENS:,} {what} take about {duration(THOUGHT_TOKENS / fit.decode_tps)}"
-    digits = 0 if fit.decode_tps >= 10 else 1
-    return f"about {fit.decode_tps:.{digits}f} tok/s ({source}), so {thought}"
+    engine = ENGINE_NAMES.get(way.backend, way.backend)
+    place = "" if way.kind == "cpu" else f" on the {'NPU' if way.kind == 'npu' else 'GPU'}"
+    source = f"{gigabytes(fit.read_bytes_per_token)} read a token at {bandwidth}, of which {engine}{place} {reached}"
+    thought = f"{THOUGHT_TOKENS:,} {what} take about {_thought(fit.decode_tps)}"
+    return f"about {rate(fit.decode_tps)} tok/s ({source}), so {thought}"
+
+
+def rate(tps: float) -> str:
+    """Write a speed as people read it: 9.2, 26, 1,204."""
+    return f"{tps:,.0f}" if tps >= 10 else f"{tps:.1f}"
+
+
+def _thought(tps: float) -> str:
+    return duration(THOUGHT_TOKENS / tps)
 
 
 def duration(seconds: float) -> str:
@@ -134,6 +147,10 @@ def key(variant: Variant) -> tuple[str | None, str | None, str]:
     return (variant.repo, variant.file, variant.quant)
 
 
-def _is_first(spec: ModelSpec, variant: Variant) -> bool:
-    first = next((each for each in spec.variants if each.kind == "gguf"), None)
-    return first is not None and key(first) == key(variant)
+def _rank_of(spec: ModelSpec, variant: Variant) -> str:
+    if is_for_npu(variant):
+        return "made for an NPU"
+    first = next((each for each in spec.variants if each.kind == variant.kind), None)
+    if first is None or key(first) != key(variant):
+        return "another one"
+    return "OpenVINO's own form" if variant.kind == "openvino" else "the registry's first choice"

@@ -1,0 +1,133 @@
+"""How long is one generation of an open model until its first token, and how fast are the tokens after it?
+
+Prompts are token ids drawn from the whole vocabulary, as llama-bench draws them: of exact length, neither templated nor
+governed, and none begins like another, so that nothing is found in the KV cache. Times are this process's clock.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slm_local.engine import Engine
+from slm_local.errors import Interrupted, UsageError
+from slm_local.generation import (
+    AnswerDelta,
+    Control,
+    Done,
+    GenerationRequest,
+    PromptProgress,
+    Reply,
+    Started,
+    StreamEvent,
+    ThinkDelta,
+)
+
+SHORT_PROMPT_TOKENS = 16
+
+MOST_REPLIES = 100
+"""A model that ends its replies early is asked again, so often at most: the smallest ones end after three tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What one generation, or several in a row, took."""
+
+    prompt_tokens: int
+    """Of the first."""
+    decoded_tokens: int
+    """Tokens after the first of each."""
+    first_token_s: float
+    """From the request to the first token of the first."""
+    prefill_s: float
+    """From the tokenized prompt to the first token of the first."""
+    decode_s: float
+    """From the first token to the last, all together."""
+
+    @property
+    def prefill_tps(self) -> float:
+        """Return prompt tokens read per second."""
+        return self.prompt_tokens / max(self.prefill_s, 1e-9)
+
+    @property
+    def decode_tps(self) -> float:
+        """Return tokens decoded per second."""
+        return self.decoded_tokens / max(self.decode_s, 1e-9)
+
+
+def random_prompt(engine: Engine, tokens: int, seed: int) -> tuple[int, ...]:
+    """Return so many token ids of a loaded model, the same for the same seed."""
+    drawn = random.Random(seed)
+    return tuple(drawn.randrange(engine.facts.vocabulary_size) for _ in range(tokens))
+
+
+def read_prompt(engine: Engine, prompt_ids: Sequence[int], control: Control) -> Pass:
+    """Read a prompt and make one token. Errors: those of `Engine.stream`, `Interrupted`."""
+    return _generate(engine, prompt_ids, 1, control)
+
+
+def decode(engine: Engine, tokens: int, seed: int, control: Control) -> Pass:
+    """Decode so many tokens behind a short prompt; a reply that ends early is followed by another.
+
+    Errors: those of `Engine.stream`, `Interrupted`, `UsageError` for a model that makes no second token.
+    """
+    done: list[Pass] = []
+    missing = tokens
+    while missing > 0 and len(done) < MOST_REPLIES:
+        prompt = random_prompt(engine, _short(engine), seed + len(done))
+        done.append(_generate(engine, prompt, missing + 1, control))
+        missing -= done[-1].decoded_tokens
+    if missing == tokens:
+        raise UsageError(
+            f"{engine.spec.id} ended {len(done)} replies at their first token: its decode speed can't be measured",
+            hint=f'slm run {engine.spec.id} "..." -v',
+        )
+    return Pass(
+        prompt_tokens=done[0].prompt_tokens,
+        decoded_tokens=tokens - missing,
+        first_token_s=done[0].first_token_s,
+        prefill_s=done[0].prefill_s,
+        decode_s=sum(each.decode_s for each in done),
+    )
+
+
+def _short(engine: Engine) -> int:
+    return max(1, min(SHORT_PROMPT_TOKENS, engine.facts.context_tokens // 4))
+
+
+def _generate(engine: Engine, prompt_ids: Sequence[int], max_tokens: int, control: Control) -> Pass:
+    request = GenerationRequest(
+        prompt_ids=tuple(prompt_ids), sampling=engine.sampling(engine.settings.think), max_tokens=max_tokens
+    )
+    engine.start(control)  # an engine that was closed is no part of a request
+    begun = started = time.perf_counter()
+    first: float | None = None
+    reply: Reply | None = None
+    for event in engine.stream(request, control):
+        now = time.perf_counter()
+        if isinstance(event, Started):
+            started = now
+        elif first is None and _is_first_token(event):
+            first = now
+        if isinstance(event, Done):
+            reply = event.reply
+    if reply is None or reply.finish == "cancelled":
+        raise Interrupted("the measurement was stopped")
+    first = first or now
+    made = (reply.usage.think_tokens or 0) + (reply.usage.answer_tokens or 0)
+    return Pass(
+        prompt_tokens=len(prompt_ids),
+        decoded_tokens=max(0, made - 1),
+        first_token_s=first - begun,
+        prefill_s=first - started,
+        decode_s=now - first,
+    )
+
+
+def _is_first_token(event: StreamEvent) -> bool:
+    """Say whether an event comes with the first token: the prompt's end does, also where that token has no text."""
+    if isinstance(event, PromptProgress):
+        return event.done_tokens >= event.total_tokens
+    return isinstance(event, ThinkDelta | AnswerDelta)

@@ -1,0 +1,162 @@
+"""`slm bench MODEL`: how fast a model is here beside what the memory allows, or which of its plans is fastest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from slm_local.bench import (
+    Bench,
+    Limit,
+    Race,
+    Racer,
+    Spread,
+    bench,
+    calibrate,
+    raceable,
+)
+from slm_local.cli.answering import registry_here
+from slm_local.cli.forecast import machine_line
+from slm_local.cli.measures import bench_values, by_speed, name_of, progress, race_values
+from slm_local.cli.options import SHOWN, EngineFlags, takes
+from slm_local.cli.render import DIM, YELLOW, Terminal
+from slm_local.engine import Choice, Engine, choose
+from slm_local.errors import UsageError
+from slm_local.hardware import Hardware, probe
+from slm_local.measured import engine_version
+from slm_local.model import Plan
+from slm_local.registry import Registry
+from slm_local.sanitize import shell_word
+from slm_local.selector import duration, gigabytes
+from slm_local.selector.rules import READ_HEAVY, THINK_HEAVY
+
+
+@takes(EngineFlags)
+def command(
+    context: typer.Context,
+    flags: EngineFlags,
+    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="race every way to run it; the choice heeds it", rich_help_panel=SHOWN)
+    ] = False,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, max=100, help="measure so often", rich_help_panel=SHOWN)
+    ] = 3,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object", rich_help_panel=SHOWN)] = False,
+) -> int:
+    """Measure how fast a model runs here: load, first token, prefill, decode, and what the memory would allow.
+
+    With --calibrate every way to run it whose files are here is raced for a few seconds, and what was measured is kept:
+    from then on the fastest is chosen.
+    """
+    terminal: Terminal = context.obj
+    registry = registry_here(terminal)
+    choice = choose(model, settings=flags.settings(registry.resolve(model).settings), registry=registry)
+    for note in choice.notes:
+        terminal.say(note, DIM)
+    plans = raceable(choice)
+    hardware = probe(devices=any(plan.device != "cpu" for plan in plans))
+    if calibrate:
+        if flags.threads is not None:
+            raise UsageError(
+                "--calibrate measures how models run without other wishes: --threads can't be kept",
+                hint=f"slm bench {shell_word(model)} --threads {flags.threads}",
+            )
+        return _calibrate(terminal, choice, hardware, registry, json=json)
+    done = bench(Engine(choice), hardware, rounds=rounds, tell=progress(terminal))
+    if json:
+        terminal.json(bench_values(done))
+    else:
+        _write_bench(terminal, done, hardware)
+    _say_remarks(terminal, done.remarks)
+    return 0
+
+
+def _calibrate(terminal: Terminal, choice: Choice, hardware: Hardware, registry: Registry, *, json: bool) -> int:
+    done = calibrate(choice, hardware, tell=progress(terminal))
+    best = choose(choice.reference, settings=choice.settings, registry=registry).plans[0]
+    if json:
+        terminal.json(race_values(done, best))
+    else:
+        write_race(terminal, done, best)
+    if len(done.racers) == 1:
+        terminal.say("there is no other way to run it with what is here: nothing was decided", YELLOW)
+    _say_remarks(terminal, done.remarks)
+    return 0
+
+
+def _write_bench(terminal: Terminal, done: Bench, hardware: Hardware) -> None:
+    plan = done.plan
+    threads = f"{plan.threads} {'thread' if plan.threads == 1 else 'threads'}"
+    version = engine_version(plan.backend)
+    engine = f"{plan.backend} {version}".strip()
+    terminal.line(f"{plan.spec.id} {plan.variant.quant} · {engine} on {plan.device} · {threads}")
+    terminal.line(machine_line(replace(hardware, read_gb_s=done.limit.read_gb_s)))
+    terminal.line()
+    rows = [
+        ("load", *_seconds(done.spread("load_s")), "process, runtime and weights"),
+        ("first token, cold", *_seconds(done.spread("cold_s")), f"load and a prompt of {done.prompt_tokens} tokens"),
+        ("first token, warm", *_seconds(done.spread("warm_s")), "the same prompt, in the KV cache"),
+        ("prefill", *_rates(done.spread("prefill_tps")), f"{done.prompt_tokens} new tokens"),
+        ("decode", *_rates(done.spread("decode_tps")), f"{done.decoded_tokens} tokens"),
+    ]
+    terminal.table(rows, head=("", "median", "least", "most", f"of {_times(len(done.rounds))}"))
+    terminal.line()
+    terminal.paragraph(_limit_line(done.limit), rest="  ")
+
+
+def _limit_line(limit: Limit) -> str:
+    if limit.decode_tps is None or limit.share is None or limit.bytes_per_token is None:
+        return f"limit: not known; {limit.remark}"
+    read = f"{gigabytes(limit.bytes_per_token)} a token at {limit.read_gb_s:.0f} GB/s measured here"
+    return f"limit: {_number(limit.decode_tps)} tok/s ({read}); decode reaches {limit.share:.0%} of it"
+
+
+def write_race(terminal: Terminal, done: Race, best: Plan) -> None:
+    """Write a race as a table, fastest thinker first, and which plan is chosen from now on."""
+    rows = [_race_row(racer) for racer in by_speed(done)]
+    lengths = [f"{prompt:,} + {reply:,}" for prompt, reply in (READ_HEAVY, THINK_HEAVY)]
+    terminal.table(rows, head=("", "prefill", "decode", "first token", *lengths))
+    for racer in done.racers:
+        if racer.failure is not None:
+            terminal.say(f"{name_of(racer.plan)} dropped out: {racer.failure.message}", YELLOW)
+    terminal.line()
+    terminal.line(f"chosen from now on: {name_of(best)}")
+    for reason in best.reasons:
+        terminal.paragraph(reason, first="  ", rest="    ")
+
+
+def _race_row(racer: Racer) -> tuple[str, ...]:
+    measured = racer.measurement
+    if measured is None:
+        return (name_of(racer.plan), *["-"] * 5)
+    return (
+        name_of(racer.plan),
+        f"{_number(measured.prefill_tps)} tok/s",
+        f"{_number(measured.decode_tps)} tok/s",
+        f"{measured.first_token_s:.2f} s",
+        *(duration(measured.seconds(*load)) for load in (READ_HEAVY, THINK_HEAVY)),
+    )
+
+
+def _say_remarks(terminal: Terminal, remarks: tuple[str, ...]) -> None:
+    for remark in remarks:
+        terminal.say(remark, YELLOW)
+
+
+def _seconds(spread: Spread) -> tuple[str, str, str]:
+    return f"{spread.median:.2f} s", f"{spread.low:.2f}", f"{spread.high:.2f}"
+
+
+def _rates(spread: Spread) -> tuple[str, str, str]:
+    return f"{_number(spread.median)} tok/s", _number(spread.low), _number(spread.high)
+
+
+def _number(tps: float) -> str:
+    return f"{tps:,.0f}" if tps >= 100 else f"{tps:.1f}"
+
+
+def _times(rounds: int) -> str:
+    return "one round" if rounds == 1 else f"{rounds} rounds"

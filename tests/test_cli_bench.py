@@ -1,0 +1,218 @@
+"""`slm bench` and the question at the first load: what is shown, what is kept, when nobody is asked."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+
+from slm_local.bench import speeds as speeds_module
+from slm_local.cli import calibration
+from slm_local.cli.calibration import may_ask, offer_calibration
+from slm_local.cli.render import Terminal
+from slm_local.config import Settings
+from slm_local.engine import Choice, choose
+from slm_local.hardware import Device, Hardware, probe
+from slm_local.measured import FILE, load_measurements, was_asked_to_measure
+from slm_local.paths import paths
+from slm_local.registry import Registry, load_registry
+from tests.command import Result, slm
+from tests.conftest import ScriptWriter
+
+__all__ = ["slm"]
+
+Slm = Callable[..., Result]
+
+PAGE = re.sub(r"\s+", " ", (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLM_SCRIPTED", "1")
+    monkeypatch.setattr(speeds_module, "BUSY_PROBE_S", 0.01)
+    monkeypatch.setattr(speeds_module, "measure_read_gb_s", lambda cores, free_bytes: 50.0)
+
+
+@pytest.fixture
+def reference(script: ScriptWriter) -> str:
+    return f"scripted:{script(*[{'text': 'on '}] * 10_000)}"
+
+
+# ---- slm bench
+
+
+def test_bench_shows_every_figure_with_its_spread_and_the_limit(slm: Slm, reference: str) -> None:
+    result = slm("bench", reference, "--rounds", "2")
+    assert result.code == 0
+    for label in ("load", "first token, cold", "first token, warm", "prefill", "decode"):
+        assert re.search(rf"^{label}  +[\d,.]+ (s|tok/s)  +[\d,.]+  +[\d,.]+  ", result.out, re.MULTILINE), label
+    assert "median" in result.out
+    assert "of 2 rounds" in result.out
+    assert "limit: not known; " in result.out
+    assert "read at 50 GB/s" in result.out
+    assert "round 2 of 2 · decoding 128 tokens" in result.err
+
+
+def test_bench_as_json_has_what_the_docs_list(slm: Slm, reference: str) -> None:
+    value = json.loads(slm("bench", reference, "--rounds", "2", "--json").out)
+    assert ", ".join(f'"{name}"' for name in value) in PAGE
+    assert (value["rounds"], value["backend"], value["read_gb_s"], value["share"]) == (2, "scripted", 50.0, None)
+    spread = value["decode_tps"]
+    assert 0.0 < spread["low"] <= spread["median"] <= spread["high"]
+
+
+def test_calibrate_shows_the_race_and_keeps_it(slm: Slm, reference: str) -> None:
+    result = slm("bench", reference, "--calibrate")
+    assert result.code == 0
+    assert re.search(r"^\S+ · scripted on cpu  +[\d,.]+ tok/s  +[\d,.]+ tok/s  ", result.out, re.MULTILINE)
+    assert "chosen from now on: " in result.out
+    assert "there is no other way" in result.err
+    assert [each.backend for each in load_measurements(paths().cache)] == ["scripted"]
+
+
+def test_calibrate_as_json_has_what_the_docs_list(slm: Slm, reference: str) -> None:
+    value = json.loads(slm("bench", reference, "--calibrate", "--json").out)
+    assert ", ".join(f'"{name}"' for name in value) in PAGE
+    assert ", ".join(f'"{name}"' for name in value["plans"][0]) in PAGE
+    assert value["plans"][0]["failure"] is None
+    assert value["chosen"]["backend"] == "scripted"
+
+
+def test_calibrate_does_not_keep_what_holds_for_a_wish_only(slm: Slm, reference: str) -> None:
+    result = slm("bench", reference, "--calibrate", "--threads", "1")
+    assert result.code == 2
+    assert "--threads" in result.err
+    assert load_measurements(paths().cache) == ()
+
+
+def test_what_is_not_here_is_not_fetched_to_be_measured(slm: Slm) -> None:
+    for flags in ((), ("--calibrate",)):
+        result = slm("bench", "qwen3-0.6b", *flags)
+        assert result.code == 3
+        assert "hint: slm pull qwen3-0.6b" in result.err
+
+
+def test_a_crash_ends_the_measurement_with_its_error(slm: Slm, script: ScriptWriter) -> None:
+    result = slm("bench", f"scripted:{script({'text': 'a', 'fault': 'exit'})}")
+    assert result.code == 8
+    assert result.out == ""
+
+
+# ---- the question at the first load
+
+
+class Screen(io.StringIO):
+    """A terminal that remembers what was written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Person:
+    """Someone at a terminal who presses one key."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, key: str) -> None:
+        self.screen = Screen()
+        self.terminal = Terminal(Screen(), self.screen, {"TERM": "dumb"})
+        self.asked = 0
+        self._key = key
+        patch.setattr(sys, "stdin", Screen())
+        patch.setattr(click, "getchar", self._press)
+
+    def _press(self) -> str:
+        self.asked += 1
+        return self._key
+
+
+def two_devices(**_: bool) -> Hardware:
+    gpu = Device(name="gpu", kind="gpu", description="a card", engine="openvino", integrated=True)
+    return replace(probe(), devices=(*probe().devices, gpu))
+
+
+def with_a_choice(reference: str, **_: object) -> Choice:
+    """Choose among a plan for the processor and one that is said to be for the GPU."""
+    choice = choose(reference)
+    return replace(choice, plans=(*choice.plans, replace(choice.plans[0], device="gpu")))
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return load_registry()
+
+
+@pytest.fixture
+def several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "probe", two_devices)
+    monkeypatch.setattr(calibration, "choose", with_a_choice)
+
+
+def offer(person: Person, reference: str, registry: Registry, *, is_quiet: bool = False) -> None:
+    offer_calibration(person.terminal, reference, settings=Settings(), registry=registry, is_quiet=is_quiet)
+
+
+def test_a_person_who_agrees_has_the_plans_raced(
+    several: None, monkeypatch: pytest.MonkeyPatch, reference: str, registry: Registry
+) -> None:
+    person = Person(monkeypatch, "\r")
+    offer(person, reference, registry)
+    assert [each.device for each in load_measurements(paths().cache)] == ["cpu", "gpu"]
+    assert re.search(r"measure now\? \d+ s ", person.screen.getvalue())
+
+
+def test_a_person_is_asked_once(
+    several: None, monkeypatch: pytest.MonkeyPatch, reference: str, registry: Registry
+) -> None:
+    person = Person(monkeypatch, "n")
+    for _ in range(2):
+        offer(person, reference, registry)
+    assert person.asked == 1
+    assert load_measurements(paths().cache) == ()
+    assert "slm bench scripted:" in person.screen.getvalue()
+
+
+def test_a_race_in_which_all_fail_does_not_keep_the_model_from_being_opened(
+    several: None, monkeypatch: pytest.MonkeyPatch, script: ScriptWriter, registry: Registry
+) -> None:
+    person = Person(monkeypatch, "y")
+    offer(person, f"scripted:{script(setup={'load_fault': 'exit'})}", registry)
+    assert "nothing was measured" in person.screen.getvalue()
+
+
+def test_nobody_is_asked_where_quiet_is_wanted_or_nobody_is_there(
+    several: None, monkeypatch: pytest.MonkeyPatch, reference: str, registry: Registry
+) -> None:
+    person = Person(monkeypatch, "y")
+    offer(person, reference, registry, is_quiet=True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    offer(person, reference, registry)
+    assert person.asked == 0
+    assert person.screen.getvalue() == ""
+    assert not was_asked_to_measure(paths().cache)
+
+
+def test_nobody_is_asked_about_a_machine_with_one_device(
+    monkeypatch: pytest.MonkeyPatch, reference: str, registry: Registry, slm_home: Path
+) -> None:
+    person = Person(monkeypatch, "y")
+    monkeypatch.setattr(calibration, "probe", lambda **_: probe())
+    assert not may_ask(person.terminal)
+    offer(person, reference, registry)
+    assert person.asked == 0
+    assert not (slm_home / "cache" / FILE).exists()
+
+
+def test_nobody_is_asked_where_the_model_leaves_no_choice(
+    monkeypatch: pytest.MonkeyPatch, reference: str, registry: Registry
+) -> None:
+    person = Person(monkeypatch, "y")
+    monkeypatch.setattr(calibration, "probe", two_devices)
+    offer(person, reference, registry)
+    assert person.asked == 0
+    assert may_ask(person.terminal)  # another model may leave one
