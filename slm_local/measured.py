@@ -53,6 +53,9 @@ CACHED_BYTES = 256 * 2**20
 ENGINE_WHEELS = {"llamacpp": ("llama_cpp", "llama_cpp_python"), "openvino": ("openvino_genai", "openvino_genai")}
 """The package of each engine, and the name of what is installed with it."""
 
+KEPT_PROBES = 3
+"""Probes of which the highest counts: each may have met another program, none reads faster than the memory does."""
+
 PROBE_S = 0.5
 
 ROUND_S = 0.05
@@ -76,7 +79,9 @@ class Measured:
     """What is known of this machine by measuring; None and nothing where it was not measured."""
 
     read_gb_s: float | None = None
-    """Memory bandwidth, 10^9 bytes a second, all cores reading: the most that the probe or an engine reached."""
+    """Memory bandwidth, 10^9 bytes a second, all cores reading: the most that the last probes or an engine reached."""
+    probes: int = field(default=0, compare=False)
+    """How often it was probed, up to `KEPT_PROBES`."""
     engine_shares: Mapping[str, float] = field(default_factory=dict)
     """Per engine, the share of that bandwidth at which it read weights and KV cache, as this version of it did last."""
     download_bytes_s: float | None = None
@@ -119,14 +124,14 @@ class NotMeasured(Exception):
 def load_measured(cache_dir: Path, machine: str | None = None) -> Measured:
     """Return what was measured on this machine (`machine_name`; None: the system is asked)."""
     kept = _kept(cache_dir, machine)
-    probed = _figure(kept.get("read_gb_s"), PLAUSIBLE_GB_S)
+    readings = _readings(kept)
     download = _figure(kept.get("download_bytes_s"), PLAUSIBLE_BYTES_S)
-    if probed is None:
+    if not readings:
         return Measured(download_bytes_s=download)
     reached = {engine: median(rates) for engine, rates in _engine_rates(kept).items() if rates}
-    most = max(probed, *reached.values()) if reached else probed  # the probe may have met a busy moment
+    most = max(*readings, *reached.values(), 0.0)  # a probe may have met a busy moment
     shares = {engine: gb_s / most for engine, gb_s in reached.items()}
-    return Measured(read_gb_s=most, engine_shares=shares, download_bytes_s=download)
+    return Measured(read_gb_s=most, probes=len(readings), engine_shares=shares, download_bytes_s=download)
 
 
 def remember(
@@ -150,7 +155,7 @@ def remember(
     record = {
         **kept,
         "machine": machine,
-        "read_gb_s": _figure(read_gb_s, PLAUSIBLE_GB_S) or kept.get("read_gb_s"),
+        "read_gb_s": [*_readings(kept), *([read_gb_s] if _figure(read_gb_s, PLAUSIBLE_GB_S) else [])][-KEPT_PROBES:],
         "engines": {engine: {"version": engine_version(engine), "gb_s": each} for engine, each in rates.items()},
         "download_bytes_s": _figure(download_bytes_s, PLAUSIBLE_BYTES_S) or kept.get("download_bytes_s"),
     }
@@ -365,6 +370,13 @@ def _is_valid(row: Mapping[str, Any]) -> bool:
 
 def _as_measurement(row: Mapping[str, Any]) -> Measurement:
     return Measurement(**{each.name: row[each.name] for each in fields(Measurement)})
+
+
+def _readings(kept: Mapping[str, Any]) -> list[float]:
+    """Return the believable figures of the last probes."""
+    read = kept.get("read_gb_s")
+    found = [_figure(each, PLAUSIBLE_GB_S) for each in (read if isinstance(read, list) else [])]
+    return [each for each in found if each is not None]
 
 
 def _engine_rates(kept: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -21,7 +21,7 @@ UNSAFE = re.compile(
 PLAIN_ON_WINDOWS = re.compile(r"[\w./\\:=-]+")
 """What neither PowerShell nor cmd reads anything into."""
 
-READ_IN_QUOTES = re.compile("[$`\"\u201c-\u201e]")
+READ_IN_QUOTES = re.compile('[$`"\u201c-\u201e]')
 """What PowerShell reads something into between double quotes; it takes the typographic ones for such, too."""
 
 

@@ -131,6 +131,60 @@ def test_a_model_that_is_too_large_is_refused_before_a_byte_and_forced_on_demand
     assert forced.code == 0, forced.err
 
 
+def test_a_model_whose_size_nobody_stated_is_weighed_by_the_hubs_and_its_header(
+    hub: HubServer, slm: Slm, slm_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve_tiny(hub)
+    (slm_home / "config").mkdir()
+    (slm_home / "config" / "models.toml").write_text(
+        f'schema = 1\n[models.unknown]\nname = "Unknown"\n'
+        f'variants = [{{ quant = "Q8_0", repo = "{TINY_REPO}", file = "tiny-reasoner.gguf" }}]\n',
+        encoding="utf-8",
+    )
+    monkeypatch.setattr("slm_local.system.available_memory_bytes", lambda: 20_000_000)
+    for command in (("pull", "unknown"), ("run", "unknown", "Hello")):
+        refused = slm(*command)
+        assert refused.code == 5, refused.err
+        assert "short" in refused.err
+    assert not list((slm_home / "models").rglob("*.gguf*"))
+    forced = slm("pull", "unknown", "--force")
+    assert forced.code == 0, forced.err
+
+
+def test_the_end_of_input_at_the_question_fetches_nothing(
+    hub: HubServer, slm: Slm, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import click
+
+    serve_tiny(hub)
+
+    def ended() -> str:
+        raise EOFError
+
+    monkeypatch.setattr(click, "getchar", ended)
+    monkeypatch.setattr("slm_local.cli.fetching.can_ask", lambda terminal: True)
+    declined = slm("pull", "my-tiny")
+    assert declined.code == 130
+    assert "nothing was fetched" in declined.err
+    assert not own.exists()
+
+
+def test_an_original_checkpoint_of_the_hub_is_fetched_seen_and_not_fetched_twice(
+    hub: HubServer, slm: Slm, slm_home: Path
+) -> None:
+    files = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"pickle", "README.md": b"#"}
+    hub.add("maker/Original", files)
+    pulled = slm("pull", "hf:maker/Original", "--checkpoint")
+    assert pulled.code == 0, pulled.err
+    folder = Path(pulled.out.strip())
+    assert folder == slm_home / "models" / "maker" / "Original"
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {"config.json", "model.safetensors"}
+    asked = len(hub.requests)
+    offline = slm("pull", "hf:maker/Original", "--checkpoint", "--offline")
+    assert offline.code == 0, offline.err
+    assert len(hub.requests) == asked
+
+
 def test_a_repository_that_is_not_there_is_exit_3(hub: HubServer, slm: Slm, own: Path) -> None:
     for reference in ("my-tiny", "hf:nobody/nothing"):
         missing = slm("pull", reference)
@@ -182,7 +236,9 @@ def test_a_repository_in_parts_and_a_folder_are_fetched_whole(
         '{ kind = "openvino", quant = "int4", repo = "OpenVINO/small-int4-ov" }',
     )
     (slm_home / "config" / "models.toml").write_text(
-        f'schema = 1\n[models.parts]\nname = "Parts"\nvariants = [{", ".join(variants)}]\n', encoding="utf-8"
+        f'schema = 1\n[models.parts]\nname = "Parts"\nshape = {{ layers = 1, kv_heads = 1, head_dim = 8 }}\n'
+        f"variants = [{', '.join(variants)}]\n",
+        encoding="utf-8",
     )
     parts = slm("pull", "parts", "--quant", "Q4_K_M")
     assert parts.code == 0, parts.err

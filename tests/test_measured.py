@@ -140,8 +140,16 @@ def test_a_figure_that_can_not_be_is_none(tmp_path: Path, figure: object) -> Non
     assert load_measured(tmp_path) == Measured(read_gb_s=50.0, download_bytes_s=1e6)
     change(tmp_path, engines=figure, download_bytes_s=figure)
     assert load_measured(tmp_path) == Measured(read_gb_s=50.0)
-    change(tmp_path, read_gb_s=figure)
+    change(tmp_path, read_gb_s=[figure])
     assert load_measured(tmp_path) == NOTHING
+
+
+def test_the_highest_of_the_last_three_probes_counts(tmp_path: Path) -> None:
+    for figure in (50.0, 20.0, 30.0):
+        remember(tmp_path, read_gb_s=figure)
+    assert (load_measured(tmp_path).read_gb_s, load_measured(tmp_path).probes) == (50.0, 3)
+    remember(tmp_path, read_gb_s=10.0)
+    assert load_measured(tmp_path).read_gb_s == 30.0
 
 
 def test_a_figure_that_can_not_be_replaces_none(tmp_path: Path) -> None:

@@ -585,3 +585,28 @@ def test_the_runtime_is_loaded_without_its_converter_and_telemetry() -> None:
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True, env=child_environment()
     )
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends a process no signals")
+def test_signals_still_come_after_models_were_freed_in_the_order_they_were_loaded(
+    tiny_reasoner: Path, compiled: Path
+) -> None:
+    probe = (
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "from slm_local.backends.openvino import OpenVinoBackend\n"
+        "from slm_local.generation import Control\n"
+        "from tests.test_openvino import settings_for\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('the handler ran'))\n"
+        "models = [OpenVinoBackend(), OpenVinoBackend()]\n"
+        "for model in models:\n"
+        "    model.load(settings_for(*map(Path, sys.argv[1:])), Control(), lambda fraction: None)\n"
+        "for model in models:\n"
+        "    model.close()\n"
+        "signal.raise_signal(signal.SIGUSR1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe, tiny_reasoner, compiled], capture_output=True, text=True, env=child_environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "the handler ran"

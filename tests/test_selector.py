@@ -112,7 +112,7 @@ def test_what_is_not_here_says_its_size_and_time_to_fetch() -> None:
     assert "about 4.9 GB to fetch" in rounded.reasons
     seen = replace(LAPTOP, download_bytes_s=7_100_000.0)
     assert (
-        "4.7 GB to fetch, about 11 min at 7.1 MB/s as last seen" in rank(R1_8B, seen, Settings(quant="Q4_0"))[0].reasons
+        "4.7 GB to fetch, about 11 min at 7 MB/s as last seen" in rank(R1_8B, seen, Settings(quant="Q4_0"))[0].reasons
     )
     here_already = rank(R1_8B, seen, Settings(), here(R1_8B, "Q4_0"))[0]
     assert not any("to fetch" in reason for reason in here_already.reasons)

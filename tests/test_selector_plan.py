@@ -73,6 +73,7 @@ def test_plans_behind_the_first_say_only_what_differs(slm: Slm) -> None:
     out = slm("plan", MODEL).out
     assert out.count("OpenVINO on the GPU gets an assumed 100%") == 1
     assert out.count("quieter and takes less power") == 1
+    assert out.count("reads prompts many times as fast") == 1
     assert out.count("as last seen") == 1
     assert out.count("context 16,384") == 1
 

@@ -12,6 +12,7 @@ from slm_local.download.hub import Hub
 from slm_local.errors import DownloadFailed, UsageError
 from slm_local.paths import paths
 from slm_local.registry import Registry
+from slm_local.sanitize import shell_word
 
 WORDS: dict[Outcome, str] = {
     "same": "as the registry says",
@@ -29,7 +30,10 @@ def ask_hub(terminal: Terminal, registry: Registry, model: str | None, *, is_jso
         if spec is None:
             raise UsageError(f"{model} is not in the registry", hint="slm verify --remote")
         specs = (spec,)
-    hub = Hub(offline=load_settings({}).offline)
+        if not any(each for each in (spec.original_repo, *(variant.repo for variant in spec.variants))):
+            terminal.say(f"no repository is known of {spec.id}" + ": it is a part of slm itself" * spec.embedded, DIM)
+    again = f"slm verify {shell_word(model)} --remote" if model is not None else "slm verify --remote"
+    hub = Hub(offline=load_settings({}).offline, again=again)
     results = list(audit(specs, hub, paths().models_dir, terminal.status))
     others = [each for each in results if each.outcome != "same"]
     if is_json:
@@ -41,5 +45,7 @@ def ask_hub(terminal: Terminal, registry: Registry, model: str | None, *, is_jso
         ]
         terminal.table(rows, head=("", "model", "form", "on the Hub", ""))
     counts = Counter(each.outcome for each in results)
-    terminal.say(", ".join(f"{counts[outcome]} {words}" for outcome, words in WORDS.items() if counts[outcome]), DIM)
+    summary = ", ".join(f"{counts[outcome]} {words}" for outcome, words in WORDS.items() if counts[outcome])
+    if summary:
+        terminal.say(summary, DIM)
     return DownloadFailed.exit_code if others else 0

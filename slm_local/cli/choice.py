@@ -10,7 +10,7 @@ from slm_local.cli.forecast import forecast, machine_line
 from slm_local.cli.render import DIM, Terminal
 from slm_local.config import Settings
 from slm_local.download.found import found_models, found_spec
-from slm_local.errors import ModelBroken, UsageError
+from slm_local.errors import EngineMissing, ModelBroken, UsageError
 from slm_local.hardware import Hardware, measured_probe
 from slm_local.model import ModelSpec, Plan, Variant
 from slm_local.paths import paths
@@ -53,18 +53,23 @@ def chosen_model(terminal: Terminal, registry: Registry) -> str:
 def offers(registry: Registry, hardware: Hardware, here: Mapping[str, Sequence[Variant]]) -> list[Plan]:
     """Return the best plans of three models: those that are here and fit, thinking and new ones first; then others.
 
-    `here` are the variants on this disk by their model's id. Errors: `EngineMissing`.
+    `here` are the variants on this disk by their model's id; a model that no engine here runs is left out.
     """
     known = [spec for spec in registry.models if spec.id in here and not spec.embedded]
-    present = [plan for plan in (_best(spec, hardware, here) for spec in known) if plan.fits]
+    present = [plan for plan in _best(known, hardware, here) if plan.fits]
     present.sort(key=lambda plan: (plan.spec.thinks, plan.spec.released or ""), reverse=True)
     suited = [spec for spec in suggest(registry.models, hardware, len(registry.models)) if spec.id not in here]
-    absent = [_best(spec, hardware, here) for spec in suited[: max(0, OFFERS - len(present))]]
+    absent = _best(suited[: max(0, OFFERS - len(present))], hardware, here)
     return [*present, *absent][:OFFERS]
 
 
-def _best(spec: ModelSpec, hardware: Hardware, here: Mapping[str, Sequence[Variant]]) -> Plan:
-    return rank(spec, hardware, Settings(), tuple(here.get(spec.id, ())))[0]
+def _best(specs: Sequence[ModelSpec], hardware: Hardware, here: Mapping[str, Sequence[Variant]]) -> list[Plan]:
+    """Return the best plan of each model that an engine here runs."""
+    plans = []
+    for spec in specs:
+        with contextlib.suppress(EngineMissing, UsageError):
+            plans.append(rank(spec, hardware, Settings(), tuple(here.get(spec.id, ())))[0])
+    return plans
 
 
 def _here(registry: Registry) -> dict[str, list[Variant]]:

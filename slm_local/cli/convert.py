@@ -28,6 +28,7 @@ from slm_local.errors import UsageError
 from slm_local.model import ModelSpec, Variant
 from slm_local.paths import paths
 from slm_local.registry import Registry
+from slm_local.sanitize import shell_word
 from slm_local.selector import duration, gigabytes
 
 
@@ -143,7 +144,7 @@ def _tell(
     reference = spec.id if spec is not None and is_ours else str(made.path)
     terminal.say(f'slm run {reference} --backend openvino "…"', DIM)
     if checkpoint.folder.absolute().is_relative_to(paths().models_dir.absolute()):
-        terminal.say(f'the original weights stay; to remove them: slm rm "{checkpoint.folder}"', DIM)
+        terminal.say(f"the original weights stay; to remove them: slm rm {shell_word(str(checkpoint.folder))}", DIM)
 
 
 def _values(made: Converted, spec: ModelSpec | None) -> dict[str, object]:

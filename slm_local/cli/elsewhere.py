@@ -8,9 +8,13 @@ from slm_local.download.found import FoundModel, found_models, found_variants
 from slm_local.errors import UsageError
 from slm_local.paths import paths
 from slm_local.registry import Registry, Resolved
+from slm_local.sanitize import shell_word
 
 IN_PROGRAMS = {"LM Studio": "My Models", "Jan": "Settings, Model Providers"}
 """Where programs with windows show their models, to be removed there."""
+
+PLACES = {"Hub cache": "the Hub's cache"}
+"""What is no program's name, as a sentence has it."""
 
 
 def not_kept(resolved: Resolved, registry: Registry) -> UsageError:
@@ -24,10 +28,10 @@ def not_kept(resolved: Resolved, registry: Registry) -> UsageError:
         return UsageError(f"{name} is a part of slm itself and goes with it", hint="pip uninstall slm-local")
     found = _found(resolved, registry)
     if found is not None:
-        return UsageError(f"{name} is a model of {found.program}, which slm never changes", hint=_removal(found))
+        whose = PLACES.get(found.program, found.program)
+        return UsageError(f"{name} is a model of {whose}, which slm never changes", hint=_removal(found))
     if resolved.path is not None:
-        message = f"{name} lies outside {paths().models_dir} and is not slm's to touch"
-        return UsageError(message, hint=f'rm "{resolved.path}"')  # PowerShell knows rm, too
+        return UsageError(f"{name} lies outside {paths().models_dir} and is not slm's to touch", hint="slm ls")
     return UsageError(f"nothing of {name} is here", hint="slm ls")
 
 
@@ -46,9 +50,9 @@ def _found(resolved: Resolved, registry: Registry) -> FoundModel | None:
 
 def _removal(found: FoundModel) -> str:
     if found.program == "ollama":
-        return f"ollama rm {found.name}"
+        return f"ollama rm {shell_word(found.name)}"
     if found.program == "Hub cache" and found.repo is not None:
-        return f"hf cache rm model/{found.repo}"
+        return f"hf cache rm {shell_word(f'model/{found.repo}')}"
     if found.program in IN_PROGRAMS:
         return f"in {found.program}: {IN_PROGRAMS[found.program]}, remove {found.name}"
-    return f'rm "{found.path}"'
+    return f"rm {shell_word(str(found.path))}"  # PowerShell knows rm, too

@@ -40,22 +40,27 @@ def confirm(terminal: Terminal, offer: Offer, *, is_agreed: bool = False, is_qui
 
     Where nobody can be asked it begins at once, and stderr says so.
     """
-    is_asked = not is_agreed and sys.stdin is not None and sys.stdin.isatty() and terminal.err_is_terminal
+    is_asked = not is_agreed and can_ask(terminal)
     lines = offer_lines(offer)
     for line in lines if is_asked or not is_quiet else lines[:1]:
         terminal.say(line)
     if not is_asked:
         return
-    from click import getchar
+    import click
 
     terminal.talk("fetch it?  Enter: yes · any other key: no ")
     try:
-        key = getchar()
+        key = click.getchar()
     except (EOFError, KeyboardInterrupt):
         key = ""
     terminal.talk("\n")
     if key not in YES:
         raise Interrupted("nothing was fetched", hint=f"slm plan {shell_word(offer.reference)}")
+
+
+def can_ask(terminal: Terminal) -> bool:
+    """Tell whether there is a person who sees a question and has a key to press."""
+    return sys.stdin is not None and sys.stdin.isatty() and terminal.err_is_terminal
 
 
 def offer_lines(offer: Offer) -> list[str]:

@@ -17,6 +17,7 @@ from slm_local.download.importing import cargo_in
 from slm_local.download.values import gigabytes
 from slm_local.errors import DownloadFailed
 from slm_local.paths import make_folder, paths
+from slm_local.sanitize import shell_word
 
 
 def command(
@@ -39,7 +40,7 @@ def command(
         terminal.table(rows, head=("", "size", "file", ""))
     for each in results:
         if each.outcome == "refused" and each.place is not None and os.path.lexists(each.place):
-            terminal.hint(f'slm rm "{each.place}"')
+            terminal.hint(f"slm rm {shell_word(str(each.place))}")
     return DownloadFailed.exit_code if any(each.outcome == "refused" for each in results) else 0
 
 

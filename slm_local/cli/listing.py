@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_local.download.found import FoundModel, found_spec, look_around
+from slm_local.download.kept import KeptModel, kept_models, known
 from slm_local.download.places import partials
 from slm_local.errors import ModelBroken
 from slm_local.fit import Fit, predict
@@ -18,13 +19,15 @@ from slm_local.gguf_header import checked_header
 from slm_local.hardware import Hardware
 from slm_local.model import ModelSpec, Variant
 from slm_local.paths import Paths
-from slm_local.registry import Registry, find_local, scan, spec_for_file
-from slm_local.registry.local import parts_of, recorded
+from slm_local.registry import Registry, find_local, scan, spec_for_file, spec_for_folder
+from slm_local.registry.local import parts_of, recorded, size_of
 from slm_local.registry.recognise import plain_digest
 from slm_local.sanitize import shell_word
 from slm_local.selector import DEFAULT_CONTEXT_TOKENS, gigabytes
+from slm_local.selector.sentences import rate
 
 HEAD = ("model", "form", "size", "context", "fit", "speed", "", "where", "file")
+"""The last may be long; it is left out where no row has anything for it."""
 
 INSIDE, HERE, PARTIAL, ABSENT = "inside slm", "here", "partial", "registry"
 """Words for where a row's model is, besides another program's name."""
@@ -88,23 +91,40 @@ class Row:
             variant.quant if variant.kind == "gguf" else f"{variant.kind} {variant.quant}",
             gigabytes(variant.size_bytes) if variant.size_bytes is not None else "?",
             f"{spec.context_tokens:,}" if spec.context_tokens else "?" if self.problem is None else "",
-            "broken" if self.problem is not None else fit.verdict if fit.verdict != "Unknown" else "?",
-            f"{fit.decode_tps:.0f}/s" if fit.decode_tps is not None else "",
+            "broken" if self.problem is not None else self._fit(),
+            f"{rate(fit.decode_tps)}/s" if fit.decode_tps is not None else "",
             "thinks" if spec.thinks else "",
             self._place(),
-            "" if self.reference == spec.id or self.where == PARTIAL else shell_word(self.reference),
+            "  ".join(each for each in (self.by_file, self._remark()) if each),
         ]
 
+    def _fit(self) -> str:
+        if self.variant.kind == "checkpoint":
+            return ""
+        return self.fit.verdict if self.fit.verdict != "Unknown" else "?"
+
+    @property
+    def by_file(self) -> str:
+        """Return the file that it runs by, as it is typed; empty where it has a name, or runs nowhere."""
+        is_model = self.where != PARTIAL and self.variant.kind != "checkpoint"
+        return shell_word(self.reference) if is_model and self.reference != self.spec.id else ""
+
     def _place(self) -> str:
-        if self.problem is not None:
-            return f"{self.where}: {self.problem}"
         if self.done_bytes is not None:
             total = self.variant.size_bytes
             share = f"{self.done_bytes / total:.0%}" if total else gigabytes(self.done_bytes)
-            return (
-                f"{share}, slm pull {shell_word(self.reference)} goes on" if self.reference else f"{share}, not whole"
-            )
-        return self.where if self.spec.verified and self.variant.verified else f"{self.where}, second-hand"
+            return f"{share} is here"
+        is_sure = self.problem is not None or (self.spec.verified and self.variant.verified)
+        return self.where if is_sure else f"{self.where}, second-hand"
+
+    def _remark(self) -> str:
+        """Return what is too long to stand before other columns."""
+        if self.problem is not None:
+            return self.problem
+        original = " --checkpoint" if self.variant.kind == "checkpoint" else ""
+        if self.done_bytes is not None:
+            return f"slm pull {shell_word(self.reference)}{original} goes on" if self.reference else "not whole"
+        return f"slm convert {shell_word(self.reference)} makes of it what runs" if original else ""
 
 
 def rows_here(
@@ -119,14 +139,17 @@ def rows_here(
     listed = {row.variant.path for row in rows}
     for path in sorted(path for paths in files.values() for path in paths if str(path) not in listed):
         rows.append(_by_header(path, registry, hardware, folders))
+    rows += [_original(each, registry, hardware) for each in _checkpoints(registry, folders.models_dir)]
     rows += [_partial(*each, registry, hardware, folders) for each in partials(folders.models_dir)]
     findings = look_around()
-    known = {_file_id(Path(row.variant.path)) for row in rows if row.variant.path is not None}
-    others = []
+    ours = {_file_id(Path(row.variant.path)) for row in rows if row.variant.path is not None}
+    others, runs_ours = [], {(row.spec.id, row.variant.quant) for row in rows}
     for number, each in enumerate(findings.models, 1):
-        if each.file_id not in known:
+        if each.file_id not in ours:
             on_status(f"reading headers: {number} of {len(findings.models)}")
-            others.append(_found(each, registry, hardware, folders))
+            row = _found(each, registry, hardware, folders)
+            is_second = (row.spec.id, row.variant.quant) in runs_ours  # by its name the other one would run
+            others.append(replace(row, reference=str(each.path)) if is_second else row)
     return rows + sorted(others, key=lambda row: (row.problem is not None, row.spec.origin == "file")), findings.remarks
 
 
@@ -148,6 +171,28 @@ def row_of(spec: ModelSpec, variant: Variant, hardware: Hardware, *, where: str,
     return Row(spec=spec, variant=variant, fit=fit, where=where, reference=reference)
 
 
+def _checkpoints(registry: Registry, models_dir: Path) -> Iterator[KeptModel]:
+    """Give the original weights that lie here whole."""
+    for kept in known(kept_models(models_dir), registry.models, models_dir):
+        if kept.is_checkpoint and kept.is_whole:
+            yield kept
+
+
+def _original(kept: KeptModel, registry: Registry, hardware: Hardware) -> Row:
+    """Make the row of original weights, which nothing runs: fit and speed are not foretold."""
+    name = "/".join(kept.target.parts[-2:])
+    spec = next((each for each in registry.models if each.id == kept.model), None)
+    variant = Variant(kind="checkpoint", quant="original", path=str(kept.target), size_bytes=kept.size_bytes)
+    row = row_of(
+        spec or ModelSpec(id=name, name=name, origin="file"),
+        variant,
+        hardware,
+        where=HERE,
+        reference=spec.id if spec is not None else str(kept.target),
+    )
+    return replace(row, fit=replace(row.fit, verdict="Unknown", total_bytes=None, decode_tps=None))
+
+
 def _by_name(registry: Registry, files: dict[str, list[Path]]) -> Iterator[tuple[ModelSpec, Variant]]:
     for spec in registry.models:
         for variant in find_local(spec, files):
@@ -165,13 +210,14 @@ def _known(spec: ModelSpec, variant: Variant, hardware: Hardware, folders: Paths
     except ModelBroken as error:
         return replace(row, problem=_problem(error, variant.path))
     exact = replace(variant, decode_bytes=header.decode_bytes)
-    return row_of(replace(spec, shape=header.shape), exact, hardware, where=where, reference=spec.id)
+    full = replace(spec, shape=header.shape, context_tokens=spec.context_tokens or header.context_tokens)
+    return row_of(full, exact, hardware, where=where, reference=spec.id)
 
 
 def _by_header(path: Path, registry: Registry, hardware: Hardware, folders: Paths) -> Row:
     """Make the row of a file in our folder that no registry model's is called like."""
     if path.is_dir():
-        return _unread(str(path), path.name, "openvino", hardware, HERE)
+        return _by_config(path, registry, hardware)
     try:
         header = checked_header(path, folders.cache)
     except ModelBroken as error:
@@ -179,6 +225,16 @@ def _by_header(path: Path, registry: Registry, hardware: Hardware, folders: Path
         return replace(row, problem=_problem(error, str(path)))
     spec, _ = spec_for_file(header, registry.models, sha256=plain_digest(recorded(path).get("sha256")))
     return row_of(spec, spec.variants[0], hardware, where=HERE, reference=str(path))
+
+
+def _by_config(folder: Path, registry: Registry, hardware: Hardware) -> Row:
+    """Make the row of an OpenVINO folder in ours, with what its config.json says."""
+    try:
+        spec, _ = spec_for_folder(folder, registry.models)
+    except ModelBroken as error:
+        row = _unread(str(folder), folder.name, "openvino", hardware, HERE, size_bytes=size_of(folder))
+        return replace(row, problem=_problem(error, str(folder)))
+    return row_of(spec, spec.variants[0], hardware, where=HERE, reference=str(folder))
 
 
 def _found(found: FoundModel, registry: Registry, hardware: Hardware, folders: Paths) -> Row:
@@ -216,10 +272,14 @@ def _partial(place: Path, done: int, total: int | None, registry: Registry, hard
                 whole = replace(variant, size_bytes=total)
                 row = row_of(spec, whole, hardware, where=PARTIAL, reference=again)
                 return replace(row, done_bytes=done)
+        if spec.original_repo == repo and not file.lower().endswith(".gguf"):
+            original = Variant(kind="checkpoint", quant="original", size_bytes=total)
+            return replace(row_of(spec, original, hardware, where=PARTIAL, reference=spec.id), done_bytes=done)
     unknown = ModelSpec(id=place.name, name=place.name, origin="file")
-    again = f"hf.co/{repo}/blob/main/{file}" if file else ""
-    row = row_of(unknown, Variant(kind="gguf", quant="", size_bytes=total), hardware, where=PARTIAL, reference=again)
-    return replace(row, done_bytes=done)
+    variant, again = Variant(kind="gguf", quant="", size_bytes=total), f"hf.co/{repo}/blob/main/{file}" if file else ""
+    if file.endswith(".safetensors"):
+        variant, again = replace(variant, kind="checkpoint", quant="original"), f"hf:{repo}"
+    return replace(row_of(unknown, variant, hardware, where=PARTIAL, reference=again), done_bytes=done)
 
 
 def _has_file(variant: Variant, file: str) -> bool:

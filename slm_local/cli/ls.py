@@ -35,9 +35,9 @@ def command(
         terminal.json([row.values() for row in rows])
         return 0
     cells = [row.cells() for row in rows]
-    columns = [at for at in range(len(HEAD)) if at < len(HEAD) - 1 or any(line[at] for line in cells)]
-    terminal.table([[line[at] for at in columns] for line in cells], head=[HEAD[at] for at in columns])
-    if len(columns) == len(HEAD):
+    columns = len(HEAD) if any(line[-1] for line in cells) else len(HEAD) - 1
+    terminal.table([line[:columns] for line in cells], head=HEAD[:columns])
+    if any(row.by_file for row in rows):
         terminal.say("what has a file in the last column runs by that: slm run FILE", DIM)
     if not everything:
         terminal.say("slm ls --all lists what could be here", DIM)

@@ -18,9 +18,10 @@ def plan_lines(engine: Engine) -> list[str]:
     """Return the plan with its reasons and the applied defaults, for `-v`."""
     plan, facts = engine.plan, engine.facts
     sampling = engine.sampling(engine.settings.think)
+    threads = f"{plan.threads} thread{'s' * (plan.threads != 1)}"
     lines = [
         f"model:     {plan.spec.id} · {plan.variant.quant} · {plan.variant.path or plan.variant.repo or ''}",
-        f"engine:    {plan.backend} on {plan.device} · {plan.threads} threads · context {facts.context_tokens:,}",
+        f"engine:    {plan.backend} on {plan.device} · {threads} · context {facts.context_tokens:,}",
         *_listed("because:", plan.reasons),
         f"sampling:  {sampling_words(sampling)}",
         f"think:     {engine.settings.think}",

@@ -67,14 +67,14 @@ def _in_heading(forecasts: Iterable[Forecast], settings: Settings, hardware: Har
 def _write(terminal: Terminal, number: int, each: Forecast, told: Collection[str]) -> None:
     """Write a plan; of those behind the best why they are there, and what was not told of plans before.
 
-    How its speed comes about, its last reason, is told once an engine and device.
+    What an engine on a device is like and how its speed comes about, the first and the last reason, are told once.
     """
     plan = each.plan
     what = each.line() if plan.runs else "does not run here"
     terminal.paragraph(f"{number}. {plan.variant.quant} · {_route(each)} · {what}", rest=INDENT)
     lines = [f"not chosen: {plan.lost_because}"] if plan.lost_because is not None else []
     if plan.runs:
-        reasons = plan.reasons[:-1] if _route(each) in told else plan.reasons
+        reasons = plan.reasons[1:-1] if _route(each) in told else plan.reasons
         lines += [reason for reason in reasons if reason not in told]
     for line in lines:
         terminal.paragraph(line, first=INDENT, rest=INDENT + "  ")

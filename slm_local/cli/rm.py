@@ -11,10 +11,11 @@ import typer
 
 from slm_local.cli.answering import registry_here
 from slm_local.cli.render import Terminal
-from slm_local.download.kept import KeptModel, kept_of, remove
+from slm_local.download.kept import KeptModel, kept_of, remove, resolved_kept
 from slm_local.download.values import gigabytes
 from slm_local.errors import Interrupted, UsageError
 from slm_local.paths import paths
+from slm_local.sanitize import shell_word
 
 
 def command(
@@ -27,7 +28,7 @@ def command(
     """Remove a model's files, finished or not, and say how many bytes that freed."""
     terminal: Terminal = context.obj
     registry = registry_here(terminal)
-    resolved = registry.resolve(model)
+    resolved = resolved_kept(model, registry)
     models_dir = paths().models_dir
     kept = kept_of(resolved, registry.models, models_dir)
     if not kept:
@@ -42,7 +43,7 @@ def command(
         _confirm(terminal, chosen, models_dir)
     elif not yes:
         total = gigabytes(sum(each.size_bytes for each in chosen))
-        raise UsageError(f"removing {model} ({total}) is not asked about here", hint=f"slm rm {model} -y")
+        raise UsageError(f"removing {model} ({total}) is not asked about here", hint=f"slm rm {shell_word(model)} -y")
     freed = sum(remove(each, models_dir) for each in chosen)
     for each in chosen:
         terminal.line(f"removed {_place(each, models_dir)}")
@@ -106,4 +107,6 @@ def _listed(kept: Sequence[KeptModel]) -> str:
 
 
 def _hint(model: str, kept: KeptModel) -> str:
-    return f"slm rm {model} --quant {kept.quant}" if kept.quant else f'slm rm "{kept.target}"'
+    if kept.quant:
+        return f"slm rm {shell_word(model)} --quant {shell_word(kept.quant)}"
+    return f"slm rm {shell_word(str(kept.target))}"

@@ -20,6 +20,7 @@ from slm_local.generation import Message, ReasoningTags, ThinkControl
 from slm_local.gguf_header import GgufHeader, checked_header
 from slm_local.model import ModelSpec, Scores, Variant
 from slm_local.paths import paths
+from slm_local.registry.local import checkpoint_here
 from slm_local.sanitize import one_line
 from slm_local.selector import gigabytes
 from slm_local.template import ChatTemplate, prompt_for
@@ -115,7 +116,7 @@ def _facts(spec: ModelSpec) -> list[tuple[str, str]]:
         ("aliases", ", ".join(spec.aliases)),
         ("family", spec.family),
         ("licence", f"{spec.licence or 'not known'}{gated}"),
-        ("source", spec.original_repo or ""),
+        ("source", _source(spec)),
         ("released", spec.released or ""),
         ("parameters", f"{count(spec.parameters)}{active}" if spec.parameters else ""),
         ("architecture", spec.architecture or ""),
@@ -125,6 +126,11 @@ def _facts(spec: ModelSpec) -> list[tuple[str, str]]:
         ("no think", _sampling(asdict(spec.sampling_no_think)) if spec.sampling_no_think else ""),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _source(spec: ModelSpec) -> str:
+    there = checkpoint_here(spec.original_repo, paths().models_dir) if spec.original_repo else None
+    return f"{spec.original_repo or ''}{f', its original weights are in {there}' if there else ''}"
 
 
 def _remarks(spec: ModelSpec) -> list[tuple[str, str]]:

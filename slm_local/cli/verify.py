@@ -13,13 +13,14 @@ from slm_local.cli.answering import registry_here
 from slm_local.cli.fetching import FetchView
 from slm_local.cli.render import DIM, YELLOW, Terminal
 from slm_local.download.course import Course
-from slm_local.download.kept import KeptModel, kept_models, kept_of, known
+from slm_local.download.kept import KeptModel, kept_models, kept_of, known, resolved_kept
 from slm_local.download.places import read_record
 from slm_local.download.recheck import Finding, look_again, set_aside
 from slm_local.download.values import gigabytes
 from slm_local.errors import ModelBroken, UsageError
 from slm_local.paths import paths
 from slm_local.registry import Registry
+from slm_local.sanitize import shell_word
 
 DAMAGED_EXIT = ModelBroken.exit_code
 
@@ -64,7 +65,7 @@ def _wanted(registry: Registry, model: str | None, models_dir: Path) -> Sequence
     """Return what is to be looked at. `UsageError` where nothing of the model is slm's own."""
     if model is None:
         return known(kept_models(models_dir), registry.models, models_dir)
-    resolved = registry.resolve(model)
+    resolved = resolved_kept(model, registry)
     kept = kept_of(resolved, registry.models, models_dir)
     quant = resolved.settings.get("quant")
     chosen = [each for each in kept if quant is None or each.quant.casefold() == quant.casefold()]
@@ -109,10 +110,11 @@ def _show(terminal: Terminal, findings: Sequence[Finding], models_dir: Path, *, 
 def _repair(kept: KeptModel, finding: Finding, models_dir: Path) -> str:
     """Return what to type so that the model is whole again."""
     if finding.file.is_whole:  # it was put there by hand: only its owner can bring it back
-        return f'slm rm "{finding.file.path}"'
+        return f"slm rm {shell_word(str(finding.file.path))}"
     if kept.model is not None:
-        return f"slm pull {kept.model} --quant {kept.quant}"
+        return f"slm pull {kept.model} {'--checkpoint' if kept.is_checkpoint else f'--quant {kept.quant}'}"
     steps = finding.file.place.relative_to(models_dir).parts
     if kept.target.suffix.lower() == ".gguf":
-        return f"slm pull hf.co/{'/'.join(steps[:2])}/blob/main/{'/'.join(steps[2:])}"
-    return f"slm pull hf:{'/'.join(steps[:2])}"
+        page = f"hf.co/{'/'.join(steps[:2])}/blob/main/{'/'.join(steps[2:])}"
+        return f"slm pull {shell_word(page)}"
+    return f"slm pull {shell_word('hf:' + '/'.join(steps[:2]))}{' --checkpoint' if kept.is_checkpoint else ''}"

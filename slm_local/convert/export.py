@@ -26,7 +26,7 @@ from slm_local.installed import add_line
 from slm_local.model import ModelSpec
 from slm_local.paths import make_folder, paths
 from slm_local.registry.local import FOLDER_FILES, MADE, RECORDS, size_of
-from slm_local.sanitize import one_line
+from slm_local.sanitize import one_line, shell_word
 from slm_local.selector import gigabytes
 from slm_local.system import available_memory_bytes
 from slm_local.worker import Worker
@@ -161,7 +161,7 @@ def check_target(target: Path) -> None:
     """Raise `UsageError` where something lies at a target already."""
     if target.exists():
         is_ours = target.absolute().is_relative_to(paths().models_dir.absolute())
-        remove = f'slm rm "{target}"   or: ' if is_ours else ""
+        remove = f"slm rm {shell_word(str(target))}   or: " if is_ours else ""
         raise UsageError(f"{target} is there already and stays as it is", hint=f"{remove}--out DIR")
 
 

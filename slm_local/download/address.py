@@ -44,16 +44,23 @@ def endpoint_of(given: str) -> str:
     return endpoint
 
 
+def offline_variable() -> str | None:
+    """Return the name of the variable that forbids the network to the Hub's library; None where none does."""
+    return next((name for name in OFFLINE_VARIABLES[1:] if _is_on(name)), None)
+
+
 def what_forbids(is_offline: bool) -> str | None:
     """Return what forbids the network, given the setting `offline`: a variable's name or the flag; None where nothing.
 
-    The setting does not say where it was set; of the variable that it has, the name is returned where that is on.
+    The setting does not say where it was set: its own variable is named where that is on.
     """
-    variables = OFFLINE_VARIABLES if is_offline else OFFLINE_VARIABLES[1:]
-    for name in variables:
-        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
-            return name
-    return "--offline (or offline in config.toml)" if is_offline else None
+    if not is_offline:
+        return offline_variable()
+    return OFFLINE_VARIABLES[0] if _is_on(OFFLINE_VARIABLES[0]) else "--offline (or offline in config.toml)"
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def unsetting(variable: str) -> str:

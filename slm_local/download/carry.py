@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from slm_local.download.course import Course, Tell
+from slm_local.download.fetch import STICK_RESERVE_BYTES
 from slm_local.download.kept import held, remove_empty
 from slm_local.download.partial import FULL, READ_BYTES, Digest, digests_of
 from slm_local.download.places import Record, forget, part_of, place_of, read_record, sync_folder, write_record
@@ -22,12 +23,10 @@ from slm_local.errors import DownloadFailed, ModelBroken, SlmError, UsageError
 from slm_local.model import Variant
 from slm_local.paths import make_folder, paths
 from slm_local.registry.local import FOLDER_FILES, RECORDS, files_of
+from slm_local.sanitize import shell_word
 
 COPY = ".copy"
 """What the name of a file ends in while it is copied; it lies among the records, where nothing looks for models."""
-
-STICK_RESERVE_BYTES = 1 << 20
-"""Left free on a folder that is not ours: room for the records."""
 
 Outcome = Literal["copied", "here", "refused"]
 
@@ -86,8 +85,8 @@ def carry(variant: Variant, folder: Path, on_progress: Tell | None = None) -> Pa
 
 def _not_carried(carried: Carried, source: Path) -> SlmError:
     if carried.place is not None and os.path.lexists(carried.place):
-        return UsageError(f"{carried.place}: {carried.remark}", hint=f'rm "{carried.place}"')
-    return ModelBroken(f"{carried.source} {carried.remark}", hint=f'slm verify "{source}"')
+        return UsageError(f"{carried.place}: {carried.remark}", hint=f"rm {shell_word(str(carried.place))}")
+    return ModelBroken(f"{carried.source} {carried.remark}", hint=f"slm verify {shell_word(str(source))}")
 
 
 def deliver(parcels: Sequence[Parcel], root: Path, reserve_bytes: int, tell: Tell | None = None) -> list[Carried]:
@@ -224,7 +223,7 @@ def _check_space(coming: Sequence[Parcel], root: Path, reserve_bytes: int) -> No
         reserve = f" and {gigabytes(reserve_bytes)} to spare" if reserve_bytes >= 10**9 else ""
         raise DownloadFailed(
             f"{gigabytes(wanted)} are to be copied to {root}{reserve}, and {gigabytes(free)} are free there",
-            hint=f'df -h "{root}"',
+            hint=f"df -h {shell_word(str(root))}",
         )
 
 
@@ -234,4 +233,6 @@ def _no_room(parcel: Parcel, error: OSError) -> DownloadFailed:
             f"the file system of {parcel.place.parent} takes no file of {gigabytes(parcel.size_bytes)}, as FAT32 does",
             hint="format the stick as exFAT, then the same line again",
         )
-    return DownloadFailed(f"the disk of {parcel.place.parent} is full", hint=f'df -h "{parcel.place.parent}"')
+    return DownloadFailed(
+        f"the disk of {parcel.place.parent} is full", hint=f"df -h {shell_word(str(parcel.place.parent))}"
+    )

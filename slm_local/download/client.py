@@ -16,7 +16,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from slm_local import __version__
 from slm_local.download.address import is_loopback, opened
 from slm_local.download.hub import MOST_REDIRECTS, Hub
-from slm_local.download.refusals import PULL, refusal, unreachable
+from slm_local.download.refusals import refusal, unreachable
 from slm_local.download.values import PATIENCE, Patience
 from slm_local.errors import DownloadFailed
 from slm_local.sanitize import one_line
@@ -98,7 +98,7 @@ def asking(
                     yield _answer(response, said)
                     return
                 said = {**response.headers, **said}
-                url = _next(url, response)
+                url = _next(url, response, hub)
             finally:
                 response.close()
     except httpx.ConnectTimeout as error:
@@ -111,8 +111,8 @@ def asking(
         broke = "no connection" if isinstance(error, httpx.ConnectError) else "the connection broke"
         raise TryAgain(f"{broke}: {one_line(str(error)) or type(error).__name__}") from error
     except httpx.InvalidURL as error:
-        raise DownloadFailed(f"the Hub leads from {file} to something that is no address", hint=PULL) from error
-    raise DownloadFailed(f"the Hub leads from {file} to one address after another, more than 10", hint=PULL)
+        raise DownloadFailed(f"the Hub leads from {file} to something that is no address", hint=hub.again) from error
+    raise DownloadFailed(f"the Hub leads from {file} to one address after another, more than 10", hint=hub.again)
 
 
 def ranged_bytes(
@@ -126,7 +126,9 @@ def ranged_bytes(
                 return _range(client, hub, repo, commit, file, start, end)
             except TryAgain as fault:
                 if wait_s is None or (fault.wait_s or 0.0) > HEADER_WAIT_S:
-                    raise DownloadFailed(f"the header of {file} can't be read: {fault.reason}", hint=PULL) from fault
+                    raise DownloadFailed(
+                        f"the header of {file} can't be read: {fault.reason}", hint=hub.again
+                    ) from fault
                 time.sleep(min(fault.wait_s or wait_s, patience.longest_wait_s))
     raise AssertionError("every try returned or raised")
 
@@ -163,7 +165,7 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-def _next(url: str, response: httpx.Response) -> str:
+def _next(url: str, response: httpx.Response, hub: Hub) -> str:
     """Return where a redirect leads; plain http is followed on this machine only, and never after https."""
     location = response.headers.get("location")
     if not location:
@@ -176,7 +178,7 @@ def _next(url: str, response: httpx.Response) -> str:
     except ValueError:
         is_whole = False
     if not is_whole:
-        raise DownloadFailed(f"{old.hostname} leads to what is no address", hint=PULL)  # a secret may be in it
+        raise DownloadFailed(f"{old.hostname} leads to what is no address", hint=hub.again)  # a secret may be in it
     if new.scheme != "https" and not (new.scheme == old.scheme == "http" and is_loopback(new.hostname)):
         raise DownloadFailed(
             f"{old.hostname} leads to {one_line(f'{new.scheme}://{new.hostname}')}, without encryption: "
@@ -190,14 +192,20 @@ def _check(response: httpx.Response, hub: Hub, repo: str, file: str) -> None:
     status, host = response.status_code, response.url.host
     if status in (200, 206, 416):
         if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise DownloadFailed(f"{host} sends {file} compressed, which was not asked for and is not read", hint=PULL)
+            raise DownloadFailed(
+                f"{host} sends {file} compressed, which was not asked for and is not read", hint=hub.again
+            )
+        if response.headers.get("content-type", "").lower().startswith("text/html"):  # no model's file is a page
+            raise DownloadFailed(
+                f"{host} sends a web page in place of {file}: is this network's login page open?", hint=hub.again
+            )
         return
     is_hubs_own = _origin(str(response.url)) == _origin(hub.endpoint)
     if status in LATER or status >= 500 or status < 400 or not is_hubs_own:  # elsewhere a signed address has expired
         wait_s = _retry_after(response.headers.get("retry-after", ""))
         wish = f" and asks to wait {wait_s:.0f} s" if wait_s is not None else ""
         raise TryAgain(f"{host} answers {status}{wish}", wait_s=wait_s)
-    raise refusal(status, response.headers, repo, hub.endpoint, file)
+    raise refusal(status, response.headers, repo, hub.endpoint, file, again=hub.again)
 
 
 def _retry_after(value: str) -> float | None:

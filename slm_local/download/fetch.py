@@ -19,7 +19,7 @@ from slm_local.download.order import order_of as order_of
 from slm_local.download.partial import digests_of
 from slm_local.download.places import read_record, write_record
 from slm_local.download.progress import Progress
-from slm_local.download.refusals import PULL
+from slm_local.download.refusals import more_room
 from slm_local.download.stopping import Stop
 from slm_local.download.transfer import Job, record_of, transfer
 from slm_local.download.values import (
@@ -33,11 +33,15 @@ from slm_local.download.values import (
 )
 from slm_local.errors import DownloadFailed, Interrupted
 from slm_local.generation import Control
-from slm_local.paths import make_folder
+from slm_local.paths import make_folder, paths
 from slm_local.registry.local import RECORDS
+from slm_local.sanitize import shell_word
 
 RESERVE_BYTES = 1 << 30
 """Left free on the disk: a system without any misbehaves in worse ways than a refused download."""
+
+STICK_RESERVE_BYTES = 1 << 20
+"""Left free on a disk that is not the models folder's: room for the records."""
 
 LOCK_WAIT_S = 0.2
 
@@ -49,25 +53,26 @@ def fetch(
     control: Control | None = None,
     on_progress: Callable[[FetchProgress], None] | None = None,
     patience: Patience = PATIENCE,
-    again: str = PULL,
+    again: str | None = None,
 ) -> Fetched:
     """Bring every file of an order here, verified, and return what came; blocks until then.
 
-    `again` is the line that goes on with it, for hints. `DownloadFailed` keeps what came unless its digest was wrong;
-    a cancel or Ctrl-C keeps it too and raises `Interrupted`.
+    `again` is the line that goes on with it, for hints; it becomes the Hub's. `DownloadFailed` keeps what came unless
+    its digest was wrong; a cancel or Ctrl-C keeps it too and raises `Interrupted`.
     """
+    hub.again = again or hub.again
     with ExitStack() as stack:
-        run = _Run(order, hub, control, on_progress, patience, again, stack)
+        run = _Run(order, hub, control, on_progress, patience, stack)
         try:
             for file in order.files:
                 run.bring(file)
         except (KeyboardInterrupt, Interrupted):
             here = sum(look(file, order.commit).here_bytes for file in order.files)
             kept = f"{gigabytes(here)} of {gigabytes(order.total_bytes)} are kept in {order.target.parent}"
-            raise Interrupted(f"the download was stopped: {kept}", hint=again) from None
+            raise Interrupted(f"the download was stopped: {kept}", hint=hub.again) from None
         except OSError as error:
             raise DownloadFailed(
-                f"cannot write {error.filename or order.target}: {error.strerror}", hint=again
+                f"cannot write {error.filename or order.target}: {error.strerror}", hint=hub.again
             ) from error
     return Fetched(
         target=order.target,
@@ -88,7 +93,6 @@ class _Run:
         control: Control | None,
         on_progress: Callable[[FetchProgress], None] | None,
         patience: Patience,
-        again: str,
         stack: ExitStack,
     ) -> None:
         self.progress = Progress(order, on_progress)
@@ -96,15 +100,13 @@ class _Run:
         self._order = order
         self._hub = hub
         self._patience = patience
-        self._again = again
         self._stack = stack
         self._stop = Stop(control)
         self._has_waited = False
 
     @cached_property
     def _job(self) -> Job:
-        """Return what is needed once bytes must come; the disk's space is checked before the first of them."""
-        self._check_space()
+        """Return what is needed once bytes must come."""
         return Job(
             repo=self._order.repo,
             commit=self._order.commit,
@@ -113,7 +115,6 @@ class _Run:
             patience=self._patience,
             progress=self.progress,
             stop=self._stop,
-            again=self._again,
         )
 
     def bring(self, file: OrderedFile) -> None:
@@ -121,6 +122,7 @@ class _Run:
         self._stop.check()
         if not look(file, self._order.commit).is_here:
             self._hub.check_online(f"{self._order.repo}/{file.remote.path}")
+            self._check_space()
             with _locked(file.place, lambda: self._wait_for(file)):
                 self._bring_locked(look(file, self._order.commit))
         self.progress.at("verifying", file, file.remote.size_bytes)
@@ -159,7 +161,7 @@ class _Run:
     def _not_ours(self, file: OrderedFile, why: str) -> DownloadFailed:
         return DownloadFailed(
             f"{file.place} is not the Hub's file, and is not overwritten: {why}",
-            hint=f'mv "{file.place}" "{file.place}.old"',
+            hint=f"mv {shell_word(str(file.place))} {shell_word(f'{file.place}.old')}",
         )
 
     def _wait_for(self, file: OrderedFile) -> None:
@@ -169,15 +171,18 @@ class _Run:
         self.progress.at("waiting", file, look(file, self._order.commit).here_bytes, told)
 
     def _check_space(self) -> None:
+        """Raise `DownloadFailed` where what is missing would not go onto the disk; nothing was written for it yet."""
         files = [look(file, self._order.commit) for file in self._order.files]
         missing = sum(file.remote.size_bytes - file.here_bytes for file in files)
-        folder = next(each for each in self._order.target.parents if each.exists())
+        target = self._order.target.absolute()
+        folder = next(each for each in target.parents if each.exists())
+        reserve = RESERVE_BYTES if target.is_relative_to(paths().models_dir.absolute()) else STICK_RESERVE_BYTES
         free = shutil.disk_usage(folder).free
-        if missing and free < missing + RESERVE_BYTES:
+        if missing and free < missing + reserve:
             raise DownloadFailed(
                 f"the disk of {folder} has {gigabytes(free)} free: {gigabytes(missing)} are still to come, "
-                f"and {gigabytes(RESERVE_BYTES)} stay free",
-                hint="slm rm MODEL",
+                f"and {gigabytes(reserve)} stay free",
+                hint=more_room(self._hub.again),
             )
 
 

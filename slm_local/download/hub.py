@@ -107,7 +107,7 @@ class Hub:
             return _described(repo, info)
         except library.errors.HfHubHTTPError as error:
             status = error.response.status_code
-            meant = refusal(status, error.response.headers, repo, self.endpoint)
+            meant = refusal(status, error.response.headers, repo, self.endpoint, again=self.again)
             raise (_Busy(meant) if status >= 500 else meant) from error
         except library.errors.OfflineModeIsEnabled as error:
             raise DownloadFailed(f"{repo} is not here: no network is allowed", hint="slm ls") from error
@@ -116,7 +116,7 @@ class Hub:
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise DownloadFailed(
                 f"{urlsplit(self.endpoint).netloc} answers, but not as a Hub does: is this network's login page open?",
-                hint=f"slm show hf:{repo}",
+                hint=self.again,
             ) from error
 
     def __repr__(self) -> str:

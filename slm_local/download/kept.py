@@ -15,9 +15,9 @@ from slm_local.download.places import forget, forget_part, part_of, read_part_re
 from slm_local.download.quants import quant_name
 from slm_local.errors import UsageError
 from slm_local.model import ModelSpec, Variant
-from slm_local.registry import Resolved, find_local, scan
-from slm_local.registry.local import RECORDS, UNFINISHED, is_own, parts_of
-from slm_local.registry.references import OPENVINO_FILES
+from slm_local.registry import Registry, Resolved, find_local, scan
+from slm_local.registry.local import RECORDS, UNFINISHED, graph_in, is_own, parts_of
+from slm_local.registry.references import OPENVINO_FILES, is_there
 
 PART, DAMAGED = UNFINISHED
 
@@ -63,7 +63,14 @@ class KeptModel:
     @property
     def quant(self) -> str:
         """Return the quantization, from the registry or the name; empty where neither says."""
-        return self.variant.quant if self.variant is not None else quant_name(self.target.name)
+        if self.variant is not None:
+            return self.variant.quant
+        return "original" if self.is_checkpoint else quant_name(self.target.name)
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether these are a model's original weights."""
+        return any(file.place.name.endswith(".safetensors") for file in self.files)
 
     @property
     def is_whole(self) -> bool:
@@ -98,6 +105,9 @@ def known(models: Sequence[KeptModel], specs: Sequence[ModelSpec], models_dir: P
     fetched: dict[Path, tuple[str, Variant]] = {}
     lying: dict[Path, tuple[str, Variant]] = {}
     for spec in specs:
+        if spec.original_repo is not None:
+            original = Variant(kind="checkpoint", quant="original", repo=spec.original_repo)
+            fetched.setdefault(models_dir / spec.original_repo, (spec.id, original))
         for each in spec.variants:
             if each.repo is not None:
                 fetched.setdefault(models_dir / each.repo / (each.file or ""), (spec.id, each))
@@ -106,6 +116,15 @@ def known(models: Sequence[KeptModel], specs: Sequence[ModelSpec], models_dir: P
     facts = {**lying, **fetched}
     named = ((each, *facts.get(each.target, (None, None))) for each in models)
     return tuple(replace(each, model=name, variant=variant) for each, name, variant in named)
+
+
+def resolved_kept(reference: str, registry: Registry) -> Resolved:
+    """Resolve a reference to what may be kept: a model, or a folder of original weights, which nothing runs."""
+    if is_there(reference):
+        folder = Path(reference).expanduser()
+        if any(folder.glob("*.safetensors*")) and graph_in(folder) is None:
+            return Resolved(reference=reference, kind="path", path=str(folder))
+    return registry.resolve(reference)
 
 
 def kept_of(resolved: Resolved, specs: Sequence[ModelSpec], models_dir: Path) -> tuple[KeptModel, ...]:

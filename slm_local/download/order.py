@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from slm_local.download.hub import Hub
-from slm_local.download.places import part_of, place_of, read_record
+from slm_local.download.places import part_of, place_of, read_part_record, read_record
 from slm_local.download.values import Order, OrderedFile, RemoteFile, RemoteRepo
 from slm_local.errors import DownloadFailed
 from slm_local.model import Variant
@@ -111,10 +111,17 @@ def look(file: OrderedFile, commit: str) -> OrderedFile:
     counts = here == size and is_verified is not False
     return replace(
         file,
-        here_bytes=size if counts else min(_size(part_of(file.place)) or 0, size),
+        here_bytes=size if counts else _part_bytes(file),
         needs_check=here is not None and is_verified is None,
         is_stale=is_verified is False,
     )
+
+
+def _part_bytes(file: OrderedFile) -> int:
+    """Return what has come of this very file: a partial one of another version is thrown away and counts nothing."""
+    here, record = _size(part_of(file.place)) or 0, read_part_record(file.place)
+    is_its = record is not None and record.digest == (file.remote.sha256 or file.remote.git_blob)
+    return here if is_its and here <= file.remote.size_bytes else 0
 
 
 def _is_verified(remote: RemoteFile, place: Path, here: int | None, commit: str) -> bool | None:

@@ -24,9 +24,11 @@ from slm_local.download.places import (
     sync_folder,
     write_part_record,
 )
+from slm_local.download.refusals import PULL, more_room
 from slm_local.download.values import OrderedFile, RemoteFile, gigabytes
 from slm_local.errors import DownloadFailed
 from slm_local.paths import make_folder
+from slm_local.sanitize import shell_word
 from slm_local.system import lock_down_file
 
 READ_BYTES = 1 << 20
@@ -82,18 +84,21 @@ def digests_of(path: Path, size_bytes: int, seen: Callable[[int], None]) -> Dige
 class Partial:
     """The partial file of one ordered file, open for appending; a context manager that closes it."""
 
-    def __init__(self, file: OrderedFile, commit: str) -> None:
+    def __init__(self, file: OrderedFile, commit: str, again: str = PULL) -> None:
         self.size_bytes = 0
         self._place = file.place
         self._path = part_of(file.place)
         self._remote = file.remote
         self._expected = file.remote.sha256 or file.remote.git_blob or ""
         self._commit = commit
+        self._again = again
         self._digest = Digest(file.remote.size_bytes)
         self._record: PartRecord | None = None
         make_folder(self._path.parent)
         if self._path.is_symlink():
-            raise DownloadFailed(f"{self._path} is a link, which is not written through", hint=f'rm "{self._path}"')
+            raise DownloadFailed(
+                f"{self._path} is a link, which is not written through", hint=f"rm {shell_word(str(self._path))}"
+            )
         self._file = self._path.open("a+b", buffering=0)
         lock_down_file(self._path)
 
@@ -191,9 +196,9 @@ class Partial:
     def _cannot_write(self, error: OSError) -> DownloadFailed:
         if error.errno in FULL:
             return DownloadFailed(
-                f"the disk is full: {gigabytes(self.size_bytes)} of {gigabytes(self._remote.size_bytes)} of "
-                f"{self._place.name} are in {self._path.parent} and are kept",
-                hint="slm rm MODEL",
+                f"the disk of {self._path.parent} is full: {gigabytes(self.size_bytes)} of "
+                f"{gigabytes(self._remote.size_bytes)} of {self._place.name} are kept there",
+                hint=more_room(self._again),
             )
         return DownloadFailed(f"cannot write {self._path}: {error.strerror}", hint="slm doctor")
 

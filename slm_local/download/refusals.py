@@ -15,9 +15,9 @@ LOGIN = "hf auth login"
 
 
 def refusal(
-    status: int, headers: Mapping[str, str], repo: str, endpoint: str, file: str | None = None
+    status: int, headers: Mapping[str, str], repo: str, endpoint: str, file: str | None = None, *, again: str = PULL
 ) -> DownloadFailed:
-    """Return the error for an answer of the Hub that no further try would change."""
+    """Return the error for an answer of the Hub that no further try would change; `again` asks once more, later."""
     code = headers.get("x-error-code")
     what = one_line(f"{repo}/{file}") if file else repo
     if code == "GatedRepo":
@@ -35,8 +35,13 @@ def refusal(
     if status == 403:
         return DownloadFailed(f"the Hub refuses access to {what}: the token does not allow it", hint=LOGIN)
     if status == 429:
-        return DownloadFailed("the Hub has had too many requests from here: wait some minutes", hint=LOGIN)
-    return DownloadFailed(f"the Hub answers {status} for {what}", hint=PULL)
+        return DownloadFailed("the Hub has had too many requests from here: wait some minutes", hint=again)
+    return DownloadFailed(f"the Hub answers {status} for {what}", hint=again)
+
+
+def more_room(again: str) -> str:
+    """Return the hint for a disk without room; `again` is the line that goes on with the download."""
+    return f"slm rm MODEL   or, onto another disk: {again if again.startswith('slm pull ') else PULL} --to DIR"
 
 
 def unreachable(endpoint: str, error: Exception) -> DownloadFailed:

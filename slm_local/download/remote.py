@@ -18,14 +18,14 @@ from slm_local.download.places import Record, place_of, read_record
 from slm_local.download.quants import Form, choose_quant, forms
 from slm_local.download.ranged import remote_header
 from slm_local.download.values import RemoteFile, RemoteRepo, gigabytes
-from slm_local.errors import DownloadFailed, UsageError
+from slm_local.errors import DownloadFailed, ModelBroken, UsageError
 from slm_local.gguf_header import GgufHeader, checked_header
 from slm_local.hardware import Hardware
 from slm_local.model import ModelSpec, Variant
 from slm_local.registry import Resolved, find_local, spec_for_file
 from slm_local.registry.local import is_own
 from slm_local.registry.references import OPENVINO_FILES
-from slm_local.sanitize import one_line
+from slm_local.sanitize import one_line, shell_word
 
 OPENVINO_KIND = re.compile(r"(?<![a-z0-9])(int4|int8|nf4|fp16|fp32|bf16)(?![a-z0-9])", re.IGNORECASE)
 """What the weights of an OpenVINO folder are, in its repository's name."""
@@ -77,7 +77,7 @@ def fill(
     )
     if resolved.spec is not None and (known := _of_registry(resolved.spec, wish)):
         return known, ()
-    if here := _here(wish, hardware, models, cache_dir, models_dir):
+    if here := _here(wish, hub, hardware, models, cache_dir, models_dir):
         return here
     hub.check_online(wish.reference)
     repo = hub.repository(wish.repo, wish.revision)
@@ -103,9 +103,13 @@ def _of_registry(spec: ModelSpec, wish: Wish) -> ModelSpec | None:
 
 
 def _here(
-    wish: Wish, hardware: Hardware, models: Sequence[ModelSpec], cache_dir: Path, models_dir: Path
+    wish: Wish, hub: Hub, hardware: Hardware, models: Sequence[ModelSpec], cache_dir: Path, models_dir: Path
 ) -> tuple[ModelSpec, tuple[str, ...]] | None:
-    """Return what a wish stands for among the files of its repository that lie in the models folder."""
+    """Return what a wish stands for among the files of its repository that lie in the models folder.
+
+    A broken file counts as not here where the Hub may be asked, which brings it anew. `ModelBroken` offline, and for a
+    file of the size that is recorded, which has to be verified first.
+    """
     folder = place_of(models_dir, wish.repo, "any").parent
     records = _kept(wish, folder, Path(os.path.realpath(models_dir)))
     found = forms(RemoteFile(path=path, size_bytes=(folder / path).stat().st_size) for path in records)
@@ -115,7 +119,14 @@ def _here(
         form = None  # the repository may have it
     if form is None:
         return _folder_here(wish, folder, models_dir)
-    header, record = checked_header(folder / form.path, cache_dir), records[form.path]
+    record = records[form.path]
+    try:
+        header = checked_header(folder / form.path, cache_dir)
+    except ModelBroken as error:
+        looks_fetched = record is not None and record.size_bytes == form.files[0].size_bytes
+        if hub.is_offline or looks_fetched:
+            raise ModelBroken(error.message, hint=f"slm verify {shell_word(wish.reference)}") from error
+        return None
     spec, line = spec_for_file(header, models, sha256=record.sha256 if record else None)
     variant = replace(
         spec.variants[0],

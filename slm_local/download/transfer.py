@@ -41,13 +41,11 @@ class Job:
     patience: Patience
     progress: Progress
     stop: Stop
-    again: str
-    """What the person types to go on."""
 
 
 def transfer(job: Job, file: OrderedFile) -> Digests:
     """Fetch and verify a file whose lock is held, and put it in its place with its record."""
-    with Partial(file, job.commit) as partial:
+    with Partial(file, job.commit, job.hub.again) as partial:
         thrown_away = partial.take_up(lambda done: _checked(job, file, done))
         if thrown_away:
             job.progress.at("downloading", file, 0, f"{thrown_away}: {STARTING_OVER}")
@@ -62,7 +60,7 @@ def transfer(job: Job, file: OrderedFile) -> Digests:
         found, stated = digests.beside(file.remote)
         raise DownloadFailed(
             f"{file.remote.path} came with wrong bytes and was removed: its digest is {found}, the Hub states {stated}",
-            hint=job.again,
+            hint=job.hub.again,
         )
     partial.finish()
     write_record(file.place, record_of(job.repo, job.commit, file, digests, etag))
@@ -181,5 +179,5 @@ def _given_up(job: Job, file: OrderedFile, partial: Partial, reason: str) -> Dow
     tries = len(job.patience.waits_s) + 1
     return DownloadFailed(
         f"{file.remote.path} could not be fetched: {reason}; {tries} tries in a row brought nothing new, {kept}",
-        hint=job.again,
+        hint=job.hub.again,
     )

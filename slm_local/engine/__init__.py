@@ -12,7 +12,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 
-from slm_local.backends.openvino.cache import will_compile
 from slm_local.config import SamplingOverrides, Settings
 from slm_local.engine.choice import Choice, Meaning, choose, mean, ranked
 from slm_local.engine.supply import Confirm, Offer, OnFetch, make_offer, supplied, take
@@ -130,7 +129,7 @@ class Engine:
         begun = time.perf_counter()
         self.close()
         self._told = ""
-        self._compiles = self.plan.backend == "openvino" and will_compile(self._load_settings)
+        self._compiles = self.plan.backend == "openvino" and _will_compile(self._load_settings)
         self._worker = Worker(make_folder(paths().logs))
         self._facts = self._worker.load(self._load_settings, control, self._tell)
         self.load_s = self._unreported_load_s = time.perf_counter() - begun
@@ -251,6 +250,12 @@ def _load_settings(plan: Plan, settings: Settings) -> LoadSettings:
         prompt_tokens=plan.prompt_tokens,
         response_tokens=plan.response_tokens,
     )
+
+
+def _will_compile(settings: LoadSettings) -> bool:
+    from slm_local.backends.openvino.cache import will_compile  # the package costs more than a plain start
+
+    return will_compile(settings)
 
 
 def _template(settings: Settings, spec: ModelSpec) -> str | None:

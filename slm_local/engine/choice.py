@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import assert_never
@@ -57,11 +58,39 @@ def choose(reference: str, *, settings: Settings | None = None, registry: Regist
 
 
 def ranked(meaning: Meaning) -> Choice:
-    """Rank the ways to run what was meant. Errors: those of `selector.rank`."""
-    known = {each.name: getattr(meaning, each.name) for each in fields(Meaning)}
+    """Rank the ways to run what was meant. Errors: those of `selector.rank`, `ModelBroken`."""
     hardware = probe(devices=_needs_devices(meaning))
     measured = load_measurements(paths().cache)
-    return Choice(**known, plans=tuple(rank(meaning.spec, hardware, meaning.settings, meaning.here, measured)))
+    unreadable: dict[str, str] = {}
+    while True:
+        plans = rank(meaning.spec, hardware, meaning.settings, meaning.here, measured, unreadable)
+        path = _unproved(plans[0], unreadable)
+        reason = _unreadable(path) if path is not None else None
+        if path is None or reason is None:
+            known = {each.name: getattr(meaning, each.name) for each in fields(Meaning)}
+            return Choice(**known, plans=tuple(plans))
+        unreadable[path] = reason
+
+
+def _unproved(plan: Plan, unreadable: Mapping[str, str]) -> str | None:
+    """Return the GGUF file that OpenVINO would have to read, where that is the plan and not known to fail."""
+    path = plan.variant.path
+    is_gguf = plan.backend == "openvino" and plan.variant.kind == "gguf"
+    return path if is_gguf and path is not None and path not in unreadable else None
+
+
+def _unreadable(path: str) -> str | None:
+    """Return why OpenVINO can't read a GGUF file: only its own tensors tell for sure."""
+    from slm_local.backends.openvino.support import unreadable_file  # its package costs more than a plain start
+
+    return unreadable_file(checked_header(Path(path), paths().cache))
+
+
+def _needs_devices(meaning: Meaning) -> bool:
+    """Tell whether anything but the processor comes into question: asking the runtimes may take seconds, once."""
+    if meaning.settings.device in ("gpu", "npu"):
+        return True
+    return not meaning.spec.embedded and meaning.spec.family != "scripted" and meaning.settings.device != "cpu"
 
 
 def with_shape(spec: ModelSpec, header: GgufHeader) -> ModelSpec:
@@ -74,11 +103,6 @@ def with_shape(spec: ModelSpec, header: GgufHeader) -> ModelSpec:
         active_parameters=spec.active_parameters or header.active_parameters,
         context_tokens=spec.context_tokens or header.context_tokens,
     )
-
-
-def _needs_devices(meaning: Meaning) -> bool:
-    """Tell whether anything but the processor comes into question: asking the runtimes may take seconds, once."""
-    return not meaning.spec.embedded and meaning.spec.family != "scripted" and meaning.settings.device != "cpu"
 
 
 def _spec_here(

@@ -11,7 +11,7 @@ from slm_local.download.hub import Hub
 from slm_local.download.ranged import remote_header
 from slm_local.download.values import Fetched, FetchProgress, Order, RemoteRepo
 from slm_local.engine.choice import Choice, Meaning, ranked, with_shape
-from slm_local.errors import DownloadFailed, EngineMissing
+from slm_local.errors import DownloadFailed, EngineMissing, UsageError
 from slm_local.generation import Control
 from slm_local.hardware import measured_probe, probe
 from slm_local.measured import load_measured, remember
@@ -19,6 +19,7 @@ from slm_local.model import ModelSpec, Plan, Variant
 from slm_local.paths import paths
 from slm_local.sanitize import shell_word
 from slm_local.selector import does_not_fit, gigabytes, rank
+from slm_local.selector.sentences import key
 from slm_local.system import largest_program
 
 
@@ -80,12 +81,12 @@ def _plan(meaning: Meaning, variant: Variant, order: Order, hub: Hub) -> Plan | 
         header = remote_header(listed, order.files[0].remote, hub, paths().cache)
         spec = with_shape(spec, header)
         sized = replace(sized, decode_bytes=header.decode_bytes)
-    spec = replace(spec, variants=tuple(sized if each == variant else each for each in spec.variants))
+    spec = replace(spec, variants=tuple(sized if key(each) == key(variant) else each for each in spec.variants))
     try:
         plans = rank(spec, probe(devices=True), meaning.settings, ())
-    except EngineMissing:
+    except (EngineMissing, UsageError):  # it may be meant for another machine
         return None
-    return next((plan for plan in plans if plan.variant == sized), None)
+    return next((plan for plan in plans if plan.runs and key(plan.variant) == key(sized)), None)
 
 
 def take(

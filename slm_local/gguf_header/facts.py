@@ -148,6 +148,8 @@ def _other_parts(values: Values, files: Files) -> list[RawHeader]:
     if named is None or int(named["count"]) != count:
         raise broken(path, f"is one of {count} parts, but is not named so (…-00001-of-{count:05d}.gguf)")
     names = [path.with_name(f"{named['prefix']}-{part + 1:05d}-of-{count:05d}.gguf") for part in range(count)]
+    if number != 0 and not files.has(names[0]):
+        raise broken(path, f"is part {number + 1} of {count}, and the first is missing: {names[0].name}")
     if number != 0:
         raise broken(path, f"is part {number + 1} of {count}; name the first", f"slm show {quoted(names[0])}")
     missing = [name for name in names[1:] if not files.has(name)]

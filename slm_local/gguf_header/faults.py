@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from slm_local.errors import ModelBroken
-from slm_local.sanitize import one_line
+from slm_local.paths import paths
+from slm_local.sanitize import one_line, shell_word
 
 NEWER_ENGINE = "pip install -U slm-local llama-cpp-python"
 
@@ -40,13 +41,19 @@ fetch it again)."""
 
 
 def broken(path: Path, cause: str, hint: str | None = None) -> ModelBroken:
-    """Make the error that names file and cause; without a hint of its own it is to fetch the file again."""
-    return ModelBroken(f"{path} {cause}", hint=hint or f"fetch the file again, then check it: slm show {quoted(path)}")
+    """Make the error that names file and cause.
+
+    A file in the models folder is to be verified, which says how it is mended; elsewhere, without a hint of its own, it
+    is its owner who has to fetch it again.
+    """
+    if hint in (None, OTHER_GGUF) and path.absolute().is_relative_to(paths().models_dir.absolute()):
+        hint = f"slm verify {quoted(path)}"
+    return ModelBroken(f"{path} {cause}", hint=hint or f"slm show {quoted(path)}   once the file was fetched again")
 
 
 def quoted(path: Path) -> str:
-    """Return a path as it can be typed in a shell of any system."""
-    return f'"{path}"' if any(letter in str(path) for letter in " '()&;$*?") else str(path)
+    """Return a path as it can be typed in a shell."""
+    return shell_word(str(path))
 
 
 def shown(raw: bytes | str) -> str:
@@ -82,5 +89,5 @@ def _markup(path: Path, text: bytes) -> ModelBroken:
     return broken(
         path,
         "holds a web page, not a model",
-        f"fetch the file itself (an address with /resolve/, not /blob/), then: slm show {quoted(path)}",
+        f"slm show {quoted(path)}   once the file itself was fetched, from an address with /resolve/, not /blob/",
     )

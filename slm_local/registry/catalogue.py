@@ -16,6 +16,7 @@ from slm_local.registry.checks import Fault
 from slm_local.registry.entries import Built, Entries
 from slm_local.registry.references import Resolved
 from slm_local.registry.source import read
+from slm_local.sanitize import shell_word
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -99,7 +100,7 @@ def load_registry(user_file: Path | None = None) -> Registry:
     own = read(_shipped_file(), "models.toml", REINSTALL)
     user = None
     if user_file is not None and user_file.exists():
-        user = read(user_file, str(user_file), f'mv "{user_file}" "{user_file}.off"')
+        user = read(user_file, str(user_file), f"mv {shell_word(str(user_file))} {shell_word(f'{user_file}.off')}")
     entries = Entries(own, user)
     built = list(entries.build())
     return Registry(built, entries.warnings)

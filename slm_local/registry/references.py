@@ -17,6 +17,7 @@ from typing import Literal
 from slm_local.errors import UnknownModel, UsageError
 from slm_local.model import ModelSpec
 from slm_local.registry import checks
+from slm_local.sanitize import shell_word
 
 RefKind = Literal["registry", "path", "openvino", "hf", "url", "scripted"]
 
@@ -133,7 +134,7 @@ def address(reference: str, name: str, settings: Mapping[str, str]) -> Resolved 
     if not is_whole:
         raise UsageError(f"{url} is no address", hint="slm run http://localhost:8080/v1#model-name")
     if not model:
-        raise UsageError(f"which model at {url}?", hint=f'slm run "{url}#model-name"')
+        raise UsageError(f"which model at {url}?", hint=f"slm run {shell_word(f'{url}#model-name')}")
     return Resolved(reference=reference, kind="url", url=url, remote_model=model, settings=settings)
 
 

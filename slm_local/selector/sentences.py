@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from slm_local.config import Settings
+from slm_local.download.values import gigabytes
 from slm_local.errors import DoesNotFit
 from slm_local.fit import Fit, usable_bytes
 from slm_local.hardware import Hardware
@@ -75,7 +76,7 @@ def download_reason(variant: Variant, hardware: Hardware) -> str:
     speed = hardware.download_bytes_s
     if not speed:
         return what
-    return f"{what}, about {duration(variant.size_bytes / speed)} at {speed / 1e6:.2g} MB/s as last seen"
+    return f"{what}, about {duration(variant.size_bytes / speed)} at {gigabytes(round(speed))}/s as last seen"
 
 
 def memory_reason(variant: Variant, fit: Fit) -> str:
@@ -133,13 +134,6 @@ def duration(seconds: float) -> str:
     return (
         f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
     )
-
-
-def gigabytes(size_bytes: int) -> str:
-    """Write a size as people read it: 4.9 GB, 98 MB."""
-    if size_bytes < 10**6:
-        return f"{size_bytes / 1e3:.0f} kB"
-    return f"{size_bytes / 1e6:.0f} MB" if size_bytes < 10**9 else f"{size_bytes / 1e9:.1f} GB"
 
 
 def key(variant: Variant) -> tuple[str | None, str | None, str]:

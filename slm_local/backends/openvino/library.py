@@ -68,6 +68,31 @@ def check_device(name: str) -> None:
         )
 
 
+class SignalStack(ctypes.Structure):
+    """Where a thread handles signals apart from its own stack: `stack_t` of Linux."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size_bytes", ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """Leave this thread's alternate signal stack as it was, whatever OpenVINO loads meanwhile; it changes it on Linux.
+
+    Its plugin for the processor puts a stack of its own in place when loaded, and the one before back when freed. Two
+    that are freed in the order they were loaded leave one in place that is gone: the next signal with a handler, Ctrl-C
+    too, then kills the process, and a crash leaves no trace. One that is not in place is freed and puts nothing back.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    library, before = ctypes.CDLL(None), SignalStack()
+    library.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        library.sigaltstack(ctypes.byref(before), None)
+
+
 class Report:
     """What a compiled model said of itself while it was loaded."""
 
