@@ -21,6 +21,7 @@ from slm_local.download.values import FetchProgress
 from slm_local.errors import DownloadFailed, ModelBroken, UsageError
 from slm_local.model import ModelSpec, Variant
 from slm_local.registry import find_local
+from slm_local.sanitize import shell_word
 from tests.command import child_environment
 from tests.gguf_files import small_model
 from tests.keeping import (
@@ -172,7 +173,7 @@ def test_another_file_on_the_stick_is_not_written_over(ours: Path, stick: Path) 
     lies = put(stick / REPO / FILE, b"another")
     with pytest.raises(UsageError, match="is not written over") as caught:
         carry(here(ours), stick)
-    assert caught.value.hint == f'rm "{lies}"'
+    assert caught.value.hint == f"rm {shell_word(str(lies))}"
     assert lies.read_bytes() == b"another"
 
 

@@ -10,15 +10,19 @@ from typing import Any
 
 import pytest
 
-from slm_local.cli.listing import shell_word
 from slm_local.download.places import PartRecord, part_of, place_of, write_part_record
+from slm_local.registry.local import size_of
+from slm_local.sanitize import shell_word
 from tests.command import Result, slm, slm_process
 from tests.gguf_files import small_model, text
+from tests.keeping import begun, fetched, fetched_folder
 from tests.layouts import as_hub, as_ollama, blob, copied, digest_of, entry, manifest, name_in_ollama
 
 __all__ = ["slm"]
 
 Slm = Callable[..., Result]
+
+ORIGINAL = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
 
 
 @pytest.fixture
@@ -94,20 +98,6 @@ def test_a_file_that_the_registry_does_not_know_has_what_to_type(slm: Slm, user_
     assert slm("show", row["reference"]).code == 0
 
 
-@pytest.mark.parametrize(
-    ("path", "posix", "windows"),
-    [
-        ("/a/b-c.gguf", "/a/b-c.gguf", "/a/b-c.gguf"),
-        ("/a b/$HOME`x`.gguf", "'/a b/$HOME`x`.gguf'", '"/a b/$HOME`x`.gguf"'),
-        ("/it's.gguf", "'/it'\"'\"'s.gguf'", '"/it\'s.gguf"'),
-        ("C:\\a(1)\\x.gguf", "'C:\\a(1)\\x.gguf'", '"C:\\a(1)\\x.gguf"'),
-    ],
-)
-def test_a_path_is_quoted_where_a_shell_would_read_more_into_it(path: str, posix: str, windows: str) -> None:
-    assert shell_word(path, "linux") == posix
-    assert shell_word(path, "win32") == windows
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows takes no such name")
 def test_names_with_escapes_and_markup_are_shown_as_text(slm: Slm, user_home: Path) -> None:
     evil = "\x1b]0;owned\x07[bold]\x1b[2J[/]"
@@ -135,8 +125,10 @@ def test_a_broken_file_is_listed_with_the_reason(slm: Slm, user_home: Path, slm_
     assert cut["problem"].startswith("is truncated: ")
     assert (mine["here"], cut["fit"], cut["reference"]) == (True, "Unknown", cut["path"])
     assert "broken" in out
-    assert "ollama: is truncated" in out
-    assert "here: holds a web page" in out
+    assert "is truncated: " in out
+    assert "holds a web page" in out
+    assert len({line.find(" inside slm") for line in out.splitlines()[1:3]}) == 1
+    assert out.splitlines()[0].endswith("where       file"), "reasons push the columns aside"
 
 
 def test_a_fetched_file_that_is_broken_is_listed_with_the_reason(slm: Slm, slm_home: Path) -> None:
@@ -160,12 +152,12 @@ def test_a_download_that_is_not_whole_says_how_it_goes_on(slm: Slm, slm_home: Pa
         part_of(place).write_bytes(bytes(size))
     for place, size in ((known, 1000), (other, 100_000)):
         write_part_record(place, PartRecord(commit="a" * 40, etag=None, size_bytes=size, digest="b" * 64))
-    out = slm("ls").out
-    assert "43%, slm pull deepseek-r1-distill-llama-8b goes on" in out
-    assert "12%, slm pull hf.co/own/Some-GGUF/blob/main/sub/some.gguf goes on" in out
-    assert f"7 kB, slm pull {shell_word('hf.co/own/Some-GGUF/blob/main/un sure.gguf')} goes on" in out
-    assert "1 kB, slm pull deepseek-r1-distill-llama-8b@quant=Q8_0 goes on" in out
-    assert "9 kB, not whole" in out
+    out = " ".join(slm("ls").out.split())
+    assert "43% is here slm pull deepseek-r1-distill-llama-8b goes on" in out
+    assert "12% is here slm pull hf.co/own/Some-GGUF/blob/main/sub/some.gguf goes on" in out
+    assert f"7 kB is here slm pull {shell_word('hf.co/own/Some-GGUF/blob/main/un sure.gguf')} goes on" in out
+    assert "1 kB is here slm pull deepseek-r1-distill-llama-8b@quant=Q8_0 goes on" in out
+    assert "9 kB is here not whole" in out
     rows = {row["reference"]: row for row in others(slm)}
     row = rows["deepseek-r1-distill-llama-8b"]
     assert (row["where"], row["here"], row["done_bytes"], row["size_bytes"]) == ("partial", False, 430, 1000)
@@ -190,6 +182,64 @@ def test_a_file_of_ours_is_recognised_by_what_was_recorded_of_it(slm: Slm, slm_h
     record.write_text(json.dumps({"sha256": digest_of(place)}), encoding="utf-8")
     (row,) = others(slm)
     assert (row["model"], row["reference"], row["path"]) == ("known", str(place), str(place))
+
+
+def test_a_second_copy_of_a_model_is_listed_with_what_runs_that_copy(
+    slm: Slm, user_home: Path, tiny_reasoner: Path
+) -> None:
+    place = copied(tiny_reasoner, user_home / ".lmstudio" / "models" / "own" / "x" / "x.gguf")
+    (row,) = others(slm)
+    assert (row["model"], row["reference"]) == ("tiny-reasoner", str(place))
+    assert slm("ls").out.splitlines()[3].endswith(f"  {shell_word(str(place))}")
+
+
+def test_original_weights_are_listed_apart_from_what_runs(slm: Slm, slm_home: Path) -> None:
+    for repo in (ORIGINAL, "own/other"):
+        for name in ("config.json", "model.safetensors"):
+            fetched(slm_home / "models", b"weights", repo, name)
+    ours, other = others(slm)
+    assert (ours["model"], ours["kind"], ours["quant"]) == ("deepseek-r1-distill-llama-8b", "checkpoint", "original")
+    assert (ours["size_bytes"], ours["fit"], ours["expected_decode_tps"]) == (14, "Unknown", None)
+    assert (other["model"], other["kind"]) == ("own/other", "checkpoint")
+    out = slm("ls").out
+    assert out.splitlines()[3].split()[:3] == ["deepseek-r1-distill-llama-8b", "checkpoint", "original"]
+    assert "slm convert deepseek-r1-distill-llama-8b makes" in out
+    assert "  ?  " not in out
+
+
+def test_original_weights_that_are_not_whole_say_how_they_go_on(slm: Slm, slm_home: Path) -> None:
+    for repo in (ORIGINAL, "own/other"):
+        begun(slm_home / "models", repo, "model.safetensors", bytes(3000))
+    out = slm("ls").out
+    assert "slm pull deepseek-r1-distill-llama-8b --checkpoint goes on" in out
+    assert "slm pull hf:own/other --checkpoint goes on" in out
+
+
+def test_an_openvino_folder_is_listed_by_its_own_config(slm: Slm, slm_home: Path) -> None:
+    folder = fetched_folder(slm_home / "models", "own/small-int4-ov")
+    config = {"model_type": "llama", "max_position_embeddings": 4096, "num_hidden_layers": 2}
+    fetched(slm_home / "models", json.dumps(config).encode(), "own/small-int4-ov", "config.json")
+    (row,) = others(slm)
+    assert (row["kind"], row["quant"], row["context_tokens"]) == ("openvino", "int4", 4096)
+    assert row["size_bytes"] == size_of(folder)
+    fetched(slm_home / "models", b"{", "own/small-int4-ov", "config.json")
+    assert "can't be read" in others(slm)[0]["problem"]
+
+
+def test_a_models_context_is_read_from_its_file_where_the_registry_has_none(
+    slm: Slm, slm_home: Path, tiny_reasoner: Path
+) -> None:
+    (slm_home / "config").mkdir()
+    (slm_home / "config" / "models.toml").write_text(entry("known", tiny_reasoner), encoding="utf-8")
+    copied(tiny_reasoner, slm_home / "models" / "own" / "known-GGUF" / "known-Q8_0.gguf")
+    (row,) = others(slm)
+    assert (row["model"], row["context_tokens"]) == ("known", 512)
+
+
+def test_a_slow_model_has_a_speed_above_none(slm: Slm) -> None:
+    speeds = [line.split("/s")[0].split()[-1] for line in slm("ls", "--all").out.splitlines() if "/s" in line]
+    assert any("." in speed for speed in speeds)
+    assert "0" not in speeds
 
 
 def test_what_could_not_be_read_is_said_and_the_rest_is_listed(slm: Slm, user_home: Path, tiny_direct: Path) -> None:

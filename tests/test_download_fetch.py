@@ -25,6 +25,7 @@ from slm_local.download.progress import Progress
 from slm_local.download.values import FetchProgress, Patience, RemoteFile, RemoteRepo, gigabytes
 from slm_local.errors import DownloadFailed
 from slm_local.model import Variant
+from slm_local.sanitize import shell_word
 from tests.hub.fixtures import hub, some_bytes  # noqa: F401
 from tests.hub.misbehaviour import SERVER_BUSY, Fault, wrong_bytes
 from tests.hub.server import HubServer
@@ -66,7 +67,7 @@ def test_a_different_file_that_someone_put_there_is_not_overwritten(
     with pytest.raises(DownloadFailed, match="not overwritten") as caught:
         fetch(order_of(VARIANT, Hub(), tmp_path), Hub(), patience=QUICK)
     assert str(place) in caught.value.message
-    assert caught.value.hint == f'mv "{place}" "{place}.old"'
+    assert caught.value.hint == f"mv {shell_word(str(place))} {shell_word(f'{place}.old')}"
     assert place.read_bytes() == content
     assert not hub.transfers()
 

@@ -10,7 +10,7 @@ import pytest
 from slm_local.download import places
 from slm_local.download.hub import Hub
 from slm_local.download.order import look, order_at, order_of
-from slm_local.download.places import Record
+from slm_local.download.places import PartRecord, Record
 from slm_local.download.values import Order, OrderedFile, RemoteFile, RemoteRepo
 from slm_local.errors import DownloadFailed
 from slm_local.model import Variant, VariantKind
@@ -44,6 +44,17 @@ def test_a_gguf_is_one_file_of_the_repository(tmp_path: Path) -> None:
     assert names(made) == ["b.gguf"]
     assert made.target == tmp_path / REPO / "b.gguf"
     assert (made.total_bytes, made.missing_bytes) == (10, 10)
+
+
+def test_what_came_of_another_version_counts_as_nothing(tmp_path: Path) -> None:
+    place = tmp_path / REPO / "a.gguf"
+    place.parent.mkdir(parents=True)
+    places.part_of(place).write_bytes(CONTENT[:4])
+    for digest, here in ((SHA256, 4), ("0" * 64, 0)):
+        places.write_part_record(place, PartRecord(commit=COMMIT, etag=None, size_bytes=10, digest=digest))
+        assert order(repository("a.gguf"), tmp_path, "a.gguf").missing_bytes == 10 - here
+    places.forget_part(place)
+    assert order(repository("a.gguf"), tmp_path, "a.gguf").missing_bytes == 10
 
 
 def test_a_split_gguf_is_all_its_parts(tmp_path: Path) -> None:
@@ -178,7 +189,9 @@ def test_a_recorded_file_that_was_cut_is_stale(tmp_path: Path) -> None:
 
 def test_a_stale_file_beside_a_whole_partial_one_is_not_here(tmp_path: Path) -> None:
     put(tmp_path, b"9876543210", sha256="d" * 64)
-    places.part_of(places.place_of(tmp_path, REPO, "a.gguf")).write_bytes(CONTENT)
+    place = places.place_of(tmp_path, REPO, "a.gguf")
+    places.part_of(place).write_bytes(CONTENT)
+    places.write_part_record(place, PartRecord(commit=COMMIT, etag=None, size_bytes=10, digest=SHA256))
     file = seen(tmp_path)
     assert (file.is_here, file.here_bytes) == (False, 10)
 
@@ -194,10 +207,11 @@ def test_a_small_file_of_another_commit_and_blob_needs_a_check(tmp_path: Path) -
     assert seen(tmp_path, RemoteFile(path="a.gguf", size_bytes=10, git_blob=BLOB)).needs_check
 
 
-def test_a_partial_file_counts_what_it_holds_and_no_more_than_the_file(tmp_path: Path) -> None:
+def test_a_partial_file_counts_what_it_holds_unless_it_is_too_long(tmp_path: Path) -> None:
     file = seen(tmp_path)
     file.place.parent.mkdir(parents=True)
-    for held, counted in ((4, 4), (40, 10)):
+    places.write_part_record(file.place, PartRecord(commit=COMMIT, etag=None, size_bytes=10, digest=SHA256))
+    for held, counted in ((4, 4), (10, 10), (40, 0)):
         places.part_of(file.place).write_bytes(b"x" * held)
         assert look(file, COMMIT).here_bytes == counted
         assert not look(file, COMMIT).is_here

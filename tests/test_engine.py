@@ -15,7 +15,6 @@ from slm_local.config import SamplingOverrides, Settings
 from slm_local.engine import Choice, Engine, choose, open_model
 from slm_local.errors import (
     DownloadFailed,
-    EngineMissing,
     Interrupted,
     ModelBroken,
     UnknownModel,
@@ -116,7 +115,7 @@ def test_what_can_not_be_opened_is_refused_by_name(reference: str, error: type[E
 
 
 def test_a_registry_model_that_is_not_here_says_offline_what_is_missing() -> None:
-    with pytest.raises(DownloadFailed, match="Qwen3-0.6B") as caught:
+    with pytest.raises(DownloadFailed, match=r"Qwen3-0\.6B") as caught:
         open_model("qwen3-0.6b@offline=true")
     assert caught.value.hint is not None
     assert caught.value.hint.startswith("slm pull qwen3-0.6b")

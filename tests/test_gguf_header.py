@@ -22,6 +22,7 @@ from slm_local.errors import ModelBroken, SlmError
 from slm_local.gguf_header import Bytes, GgufHeader, cache, checked_header, read_header, reader
 from slm_local.gguf_header.formats import TENSOR_TYPES, TENSOR_TYPES_END
 from slm_local.model import SamplingDefaults, Shape
+from slm_local.sanitize import shell_word
 from tests.gguf_files import (
     F32,
     HIDDEN,
@@ -432,6 +433,23 @@ def test_a_later_part_names_the_first(tmp_path: Path) -> None:
     error = refusal(tmp_path / "m-00002-of-00002.gguf")
     assert "is part 2 of 2; name the first" in error.message
     assert error.hint == f"slm show {first}"
+
+
+def test_a_later_part_without_the_first_says_so(tmp_path: Path) -> None:
+    split_model(tmp_path).unlink()
+    message = refusal(tmp_path / "m-00002-of-00002.gguf").message
+    assert message.endswith("is part 2 of 2, and the first is missing: m-00001-of-00002.gguf")
+
+
+def test_a_broken_file_in_the_models_folder_is_to_be_verified(slm_home: Path, tmp_path: Path) -> None:
+    (slm_home / "models").mkdir()
+    for content in (b"GGUF", b"what is this\0"):
+        place = slm_home / "models" / "x y.gguf"
+        place.write_bytes(content)
+        assert refusal(place).hint == f"slm verify {shell_word(str(place))}", content
+    outside = tmp_path / "x.gguf"
+    outside.write_bytes(b"GGUF")
+    assert (refusal(outside).hint or "").startswith(f"slm show {shell_word(str(outside))}  ")
 
 
 def test_a_part_in_another_parts_place_is_refused(tmp_path: Path) -> None:

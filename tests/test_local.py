@@ -9,7 +9,7 @@ import pytest
 
 from slm_local.model import ModelSpec, Variant, VariantKind
 from slm_local.registry import find_local, scan
-from slm_local.registry.local import parts_of, size_of
+from slm_local.registry.local import checkpoint_here, parts_of, size_of
 
 OPENVINO_FILES = tuple(
     f"openvino_{part}{suffix}" for part in ("model", "tokenizer", "detokenizer") for suffix in (".xml", ".bin")
@@ -169,3 +169,18 @@ def test_a_damaged_record_hides_no_file(tmp_path: Path, record: bytes) -> None:
 
 def test_the_size_of_what_is_not_there_is_unknown(tmp_path: Path) -> None:
     assert size_of(tmp_path / "x.gguf") is None
+
+
+def test_original_weights_are_here_once_all_of_them_are(tmp_path: Path) -> None:
+    assert checkpoint_here("a/one", tmp_path) is None
+    put(tmp_path / "a" / "one" / "config.json")
+    assert checkpoint_here("a/one", tmp_path) is None
+    weights = put(tmp_path / "a" / "one" / "model.safetensors")
+    assert checkpoint_here("a/one", tmp_path) == tmp_path / "a" / "one"
+    part = put(weights.with_name("model-2.safetensors.part"))
+    assert checkpoint_here("a/one", tmp_path) is None
+    part.unlink()
+    put_record(weights, "a/one", 5)
+    assert checkpoint_here("a/one", tmp_path) is None
+    put(weights, b"whole")
+    assert checkpoint_here("a/one", tmp_path) == tmp_path / "a" / "one"

@@ -98,6 +98,11 @@ def test_a_file_keeps_the_origin_of_the_model_that_it_is(tmp_path: Path) -> None
     assert spec.origin == "/config/models.toml"
 
 
+def test_a_blob_called_as_its_model_is_not_said_to_be_itself(tmp_path: Path) -> None:
+    _, line = spec_for_file(written(tmp_path / "blobs" / f"sha256-{HEXADECIMAL}", "known"), [SPEC])
+    assert line == "this file is known by its digest: its sampling applies"
+
+
 @pytest.mark.parametrize(("title", "id_"), [("Else", "Else"), (None, f"sha256-{HEXADECIMAL[:12]}")])
 def test_an_unknown_blob_is_called_what_it_calls_itself(tmp_path: Path, title: str | None, id_: str) -> None:
     spec, line = spec_for_file(written(tmp_path / f"sha256-{HEXADECIMAL}", title), [])

@@ -391,6 +391,23 @@ def test_a_quantization_that_the_registry_does_not_list_is_asked_for_at_the_hub(
     assert (variant.file, variant.quant) == ("Small-Q3_K_M.gguf", "Q3_K_M")
 
 
+def test_a_broken_file_counts_as_not_here_where_the_hub_can_bring_it_anew(
+    hub: HubServer,  # noqa: F811
+    place: Place,
+) -> None:
+    commit = serve_small(hub, "Q8_0")
+    file = place.put(REPO, "Small-Q8_0.gguf", small("Q8_0"), commit=commit)
+    file.write_bytes(small("Q8_0")[:5000])
+    assert place.variant(f"hf:{REPO}").path is None
+    with pytest.raises(ModelBroken) as caught:
+        place.fill(f"hf:{REPO}", offline=True)
+    assert caught.value.hint == f"slm verify hf:{REPO}"
+    file.write_bytes(b"GGUF" + bytes(len(small("Q8_0")) - 4))
+    with pytest.raises(ModelBroken) as caught:
+        place.fill(f"hf:{REPO}")
+    assert caught.value.hint == f"slm verify hf:{REPO}", "its record vouches for it: a pull would trust it"
+
+
 def test_an_openvino_folder_is_a_variant_of_its_own_kind(hub: HubServer, place: Place) -> None:  # noqa: F811
     commit = serve_openvino(hub).id
 

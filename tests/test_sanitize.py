@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_local.sanitize import Visible, one_line, visible
+from slm_local.sanitize import Visible, one_line, shell_word, visible
 
 ALLOWED_CONTROLS = {"\n", "\t"}
 ALLOWED_FORMATS = {"\u200c", "\u200d", "\u00ad"}
@@ -113,3 +114,29 @@ def test_one_line_never_exceeds_its_limit(text: str, limit: int) -> None:
     line = one_line(text, limit)
     assert len(line) <= limit
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("word", "posix", "windows"),
+    [
+        ("/a/b-c.gguf", "/a/b-c.gguf", "/a/b-c.gguf"),
+        ("hf:own/x-GGUF", "hf:own/x-GGUF", "hf:own/x-GGUF"),
+        ("/a b.gguf", "'/a b.gguf'", '"/a b.gguf"'),
+        ("/$(touch x)`y`.gguf", "'/$(touch x)`y`.gguf'", '"/`$(touch x)``y``.gguf"'),
+        ("/it's.gguf", "'/it'\"'\"'s.gguf'", '"/it\'s.gguf"'),
+        ("a\u201d; calc", "'a\u201d; calc'", '"a`\u201d; calc"'),
+        ("C:\\a(1)\\x.gguf", "'C:\\a(1)\\x.gguf'", '"C:\\a(1)\\x.gguf"'),
+        ("", "''", '""'),
+    ],
+)
+def test_a_word_is_quoted_where_a_shell_would_read_more_into_it(word: str, posix: str, windows: str) -> None:
+    assert shell_word(word, "linux") == posix
+    assert shell_word(word, "win32") == windows
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks the POSIX shell")
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30))
+def test_a_shell_reads_a_word_as_it_was(text: str) -> None:
+    import shlex
+
+    assert shlex.split(shell_word(text, "linux")) == [text]

@@ -90,7 +90,7 @@ class Row:
             name,
             variant.quant if variant.kind == "gguf" else f"{variant.kind} {variant.quant}",
             gigabytes(variant.size_bytes) if variant.size_bytes is not None else "?",
-            f"{spec.context_tokens:,}" if spec.context_tokens else "?" if self.problem is None else "",
+            f"{spec.context_tokens:,}" if spec.context_tokens else self._unknown(),
             "broken" if self.problem is not None else self._fit(),
             f"{rate(fit.decode_tps)}/s" if fit.decode_tps is not None else "",
             "thinks" if spec.thinks else "",
@@ -99,9 +99,11 @@ class Row:
         ]
 
     def _fit(self) -> str:
-        if self.variant.kind == "checkpoint":
-            return ""
-        return self.fit.verdict if self.fit.verdict != "Unknown" else "?"
+        return self.fit.verdict if self.fit.verdict != "Unknown" else self._unknown()
+
+    def _unknown(self) -> str:
+        """Return what stands for a fact that is not known; nothing where it makes no difference."""
+        return "" if self.problem is not None or self.variant.kind == "checkpoint" else "?"
 
     @property
     def by_file(self) -> str:

@@ -13,6 +13,8 @@ from slm_local.model import ModelSpec, SamplingDefaults, Shape, Variant
 from slm_local.reasoning import derive_tags, derive_think_control
 from slm_local.registry.local import RECORDS, made_record, recorded, size_of
 
+CONVERT_AGAIN = "convert or fetch it again: slm convert MODEL"
+
 CONFIG_LIMIT_BYTES = 4 << 20
 """A config.json has a few kilobytes; a tokenizer_config.json of 100,000 added tokens would have this."""
 
@@ -23,7 +25,7 @@ def spec_for_folder(folder: Path, models: Sequence[ModelSpec]) -> tuple[ModelSpe
     A folder that was fetched from a repository of the registry, or converted from a registry model, gets that model's
     facts; for any other they are read from its config.json and chat template. Errors: `ModelBroken`.
     """
-    config = _json(folder / "config.json")
+    config = settings_in(folder / "config.json")
     made = made_record(folder)
     repo = _repository(folder)
     quant = str(made.get("quant") or _quantization(config, repo or folder.name))
@@ -50,7 +52,7 @@ def spec_for_folder(folder: Path, models: Sequence[ModelSpec]) -> tuple[ModelSpe
         architecture=_text(config.get("model_type")),
         shape=_shape(config),
         context_tokens=_whole(config.get("max_position_embeddings")),
-        sampling=_sampling(_json(folder / "generation_config.json")),
+        sampling=_sampling(settings_in(folder / "generation_config.json")),
         tags=tags,
         think=derive_think_control(template) if tags is not None else None,
         variants=(variant,),
@@ -65,7 +67,7 @@ def chat_template(folder: Path) -> str | None:
     own = folder / "chat_template.jinja"
     if own.is_file():
         return own.read_text(encoding="utf-8", errors="replace")
-    found = _json(folder / "tokenizer_config.json").get("chat_template")
+    found = settings_in(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):
         named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
         found = named.get("default", next(iter(named.values()), None))
@@ -120,17 +122,19 @@ def _sampling(config: Mapping[str, Any]) -> SamplingDefaults:
     )
 
 
-def _json(file: Path) -> Mapping[str, Any]:
-    """Return what a JSON file holds; nothing where there is none. Errors: `ModelBroken`."""
+def settings_in(file: Path) -> Mapping[str, Any]:
+    """Return what a JSON file of a folder holds; nothing where there is none. Errors: `ModelBroken`."""
     try:
         if file.stat().st_size > CONFIG_LIMIT_BYTES:
-            raise ModelBroken(f"{file} is too large to be settings", hint="slm ls")
+            raise ModelBroken(f"{file} is too large to be settings", hint=CONVERT_AGAIN)
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelBroken(f"{file} can't be read: {error}", hint="slm ls") from error
-    return found if isinstance(found, dict) else {}
+        raise ModelBroken(f"{file} can't be read: {error}", hint=CONVERT_AGAIN) from error
+    if not isinstance(found, dict):
+        raise ModelBroken(f"{file} holds no settings", hint=CONVERT_AGAIN)
+    return found
 
 
 def _whole(value: object) -> int | None:

@@ -51,7 +51,8 @@ def spec_for_file(
     )
     if model is not None:
         what = "sampling and thinking tags apply" if model.thinks else "sampling applies"
-        return _with_header(model, header, variant, files, sha256), f"{title} is {model.id} {proof}: its {what}"
+        called = title if title != model.id else "this file"
+        return _with_header(model, header, variant, files, sha256), f"{called} is {model.id} {proof}: its {what}"
     tags, control, source = derived_thinking(header)
     own_id = path.stem if path.suffix.lower() == ".gguf" else title
     spec = ModelSpec(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from slm_local.config import Settings
+from slm_local.download.values import gigabytes
 from slm_local.errors import UsageError
 from slm_local.fit import Fit, assumed_size_bytes, predict, weight_bits
 from slm_local.hardware import Hardware
@@ -16,7 +17,6 @@ from slm_local.selector.rules import LEAST_BITS, cost, loudness, reply_s, sizes_
 from slm_local.selector.sentences import (
     LEAST_CONTEXT_TOKENS,
     download_reason,
-    gigabytes,
     key,
     memory_reason,
     speed_reason,

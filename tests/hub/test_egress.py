@@ -141,18 +141,23 @@ def self_signed(folder: Path) -> Path:
     return made
 
 
-OFFLINE = [((), {"HF_HUB_OFFLINE": "1"}), (("--offline",), {}), ((), {"TRANSFORMERS_OFFLINE": "YES"})]
+OFFLINE = [
+    ((), {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
+    (("--offline",), {}, "--offline (or offline in config.toml)"),
+    (("--offline",), {"SLM_OFFLINE": "true"}, "SLM_OFFLINE"),
+    ((), {"TRANSFORMERS_OFFLINE": "YES"}, "TRANSFORMERS_OFFLINE"),
+]
 
 
-@pytest.mark.parametrize(("flags", "variables"), OFFLINE)
+@pytest.mark.parametrize(("flags", "variables", "named"), OFFLINE)
 def test_offline_opens_no_socket_and_says_what_is_missing(
-    hub: HubServer, tmp_path: Path, flags: tuple[str, ...], variables: dict[str, str]
+    hub: HubServer, tmp_path: Path, flags: tuple[str, ...], variables: dict[str, str], named: str
 ) -> None:
     serve(hub)
     end = ended(child(tmp_path, "--no-sockets", *flags, variables=variables))
     assert (end.code, end.last["type"]) == (3, "DownloadFailed"), end.err
     assert REPO in end.last["message"]
-    assert "offline" in end.last["message"].lower()
+    assert f"and {named} allows no network" in end.last["message"]
     assert not hub.requests
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from slm_local.download.fetch import fetch
+from slm_local.download.hub import Hub
+from slm_local.download.order import order_of
 from slm_local.download.stopping import Stop
 from slm_local.download.values import PATIENCE, Fetched, FetchProgress, Patience
 from slm_local.errors import DownloadFailed
@@ -281,6 +284,58 @@ def test_what_the_hub_refuses_is_told_apart(hub: HubServer, tmp_path: Path, name
     assert isinstance(error, DownloadFailed)
     assert any(word in error.message.lower() for word in words), error.message
     assert is_clean(tmp_path)
+
+
+AGAIN = "slm pull hf:maker/model-GGUF:Q8_0"
+
+ASKED_AGAIN: dict[str, tuple[Route, Fault]] = {
+    "500 in place of the info": ("info", Fault(status=500)),
+    "429 in place of the info": ("info", RATE_LIMITED),
+    "a page in place of the info": ("info", LOGIN_PAGE),
+    "500": ("resolve", Fault(status=500)),
+    "400": ("resolve", Fault(status=400)),
+    "429": ("resolve", RATE_LIMITED),
+    "compressed": ("cdn", Fault(gzips=True)),
+    "redirects in a circle": ("resolve", Fault(location="{url}")),
+    "a login page": ("cdn", LOGIN_PAGE),
+    "wrong bytes": ("cdn", Fault(change=wrong_bytes)),
+}
+
+
+@pytest.mark.parametrize("name", ASKED_AGAIN)
+def test_a_hint_is_the_line_that_was_typed(hub: HubServer, tmp_path: Path, name: str) -> None:
+    serve(hub)
+    route, fault = ASKED_AGAIN[name]
+    hub.faults.add(fault, route=route, times=None)
+    asked = Hub(patience=QUICK, again=AGAIN)
+    with pytest.raises(DownloadFailed) as caught:
+        fetch(order_of(variant(), asked, tmp_path), asked, patience=QUICK)
+    assert caught.value.hint == AGAIN
+
+
+def test_a_line_given_for_one_download_is_in_the_hubs_hints_too(hub: HubServer, tmp_path: Path) -> None:
+    serve(hub)
+    hub.faults.add(Fault(gzips=True), times=None)
+    asked = Hub(patience=QUICK)
+    with pytest.raises(DownloadFailed) as caught:
+        fetch(order_of(variant(), asked, tmp_path), asked, patience=QUICK, again=AGAIN)
+    assert caught.value.hint == AGAIN
+
+
+@pytest.mark.parametrize(("route", "skip"), [("cdn", 0), ("resolve", 1)])
+def test_a_login_page_is_said_at_once_and_what_came_is_kept(
+    hub: HubServer, tmp_path: Path, route: Route, skip: int
+) -> None:
+    serve(hub)
+    hub.faults.add(Fault(drop_after=SIZE // 2))
+    hub.faults.add(LOGIN_PAGE, route=route, skip=skip, times=None)
+    told: list[str] = []
+    with pytest.raises(DownloadFailed, match="is this network's login page open") as caught:
+        pull(tmp_path, on_progress=lambda progress: told.append(progress.message or ""))
+    assert "web page" in caught.value.message
+    assert len([each for each in told if "trying again" in each]) == 1
+    assert len(hub.requests) <= 5
+    assert part(tmp_path).stat().st_size > 0
 
 
 def test_what_is_not_there_is_told_apart(hub: HubServer, tmp_path: Path) -> None:

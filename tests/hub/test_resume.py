@@ -20,6 +20,7 @@ from slm_local.download.values import Fetched, FetchProgress
 from slm_local.errors import DownloadFailed, Interrupted, SlmError
 from slm_local.generation import Control
 from slm_local.model import Variant
+from slm_local.paths import paths
 from tests.hub.fixtures import OPENVINO_REPO, SPLIT_REPO, serve_openvino, serve_split, some_bytes
 from tests.hub.misbehaviour import Fault, Route, wrong_bytes
 from tests.hub.pulling import (
@@ -300,29 +301,38 @@ def test_who_waited_goes_on_where_a_killed_one_stopped(hub: HubServer, tmp_path:
     assert [each.range for each in hub.seen("cdn")] == [None, f"bytes={HALF}-"]
 
 
-def test_a_disk_without_room_is_said_before_the_first_byte(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_room_is_said_before_the_first_byte(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(hub)
-    room = SIZE + 2**30
+    models_dir, room = paths().models_dir, SIZE + 2**30
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12 - room + 1, room - 1))
-    error = outcome(tmp_path)
+    error = outcome(models_dir)
     assert isinstance(error, DownloadFailed)
     assert "GB" in error.message
+    assert error.hint == "slm rm MODEL   or, onto another disk: slm pull MODEL --to DIR"
     assert not hub.transfers()
-    assert is_clean(tmp_path)
+    assert not models_dir.exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, room))
-    pull(tmp_path)
+    pull(models_dir)
 
 
-def test_room_is_asked_for_what_is_missing_only(
+def test_room_is_asked_for_what_is_missing_only(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob, models_dir = serve(hub), paths().models_dir
+    leave_half(hub, models_dir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, HALF + 2**30))
+    pull(models_dir)
+    assert is_right(models_dir, blob)
+
+
+def test_a_stick_may_be_filled_up_to_its_records(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blob = serve(hub)
-    leave_half(hub, tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, HALF + 2**30))
-    pull(tmp_path)
-    assert is_right(tmp_path, blob)
+    blob, stick = serve(hub), tmp_path / "stick"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, SIZE + 2**20 - 1))
+    assert isinstance(outcome(stick), DownloadFailed)
+    assert not stick.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, SIZE + 2**20))
+    pull(stick)
+    assert is_right(stick, blob)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a file's size are POSIX")

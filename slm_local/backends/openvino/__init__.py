@@ -14,7 +14,7 @@ from typing import Any
 
 from slm_local.backends.base import prompt_too_long
 from slm_local.backends.llamacpp.vocabulary import TokenText
-from slm_local.backends.openvino.library import genai, kept_signal_stack, reason_of
+from slm_local.backends.openvino.library import genai, reason_of
 from slm_local.backends.openvino.loading import WARM_UP_TOKENS, load_model
 from slm_local.backends.openvino.pipelines import Output
 from slm_local.backends.openvino.reading import ChunkSize, Ledger
@@ -71,8 +71,7 @@ class OpenVinoBackend:
 
     def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
         """Load a GGUF file or an OpenVINO folder. Errors: `EngineMissing`, `ModelBroken`, `DoesNotFit`, ..."""
-        with kept_signal_stack():
-            loaded = load_model(settings, control, on_progress)
+        loaded = load_model(settings, control, on_progress)
         self._facts, self._words, self._pipeline = loaded.facts, loaded.words, loaded.pipeline
         self.capabilities, self.max_sequences = frozenset(loaded.facts.capabilities), loaded.pipeline.sequences
         self._ends = loaded.words.end_ids()

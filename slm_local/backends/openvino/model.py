@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from slm_local.backends.openvino.support import check_folder, unreadable_file
 from slm_local.backends.openvino.vocabulary import GgufWords, IrWords, Words
 from slm_local.errors import ModelBroken
 from slm_local.gguf_header import GgufHeader, checked_header
 from slm_local.paths import paths
+from slm_local.registry.folders import chat_template, settings_in
 
 TOKENIZER = "tokenizer"
 """A folder beside a GGUF file that may hold its tokenizer as OpenVINO models, as the embedded models' does."""
-
-TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +71,7 @@ def _gguf_words(path: Path, header: GgufHeader) -> Words:
 
 def _from_folder(folder: Path) -> Source:
     check_folder(folder)
-    config, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
+    config, generation = settings_in(folder / "config.json"), settings_in(folder / "generation_config.json")
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     words = IrWords(folder, size=config.get("vocab_size"), end_ids=frozenset(_whole_numbers(ends)))
     return Source(
@@ -83,36 +80,9 @@ def _from_folder(folder: Path) -> Source:
         architecture=str(config.get("model_type", "")),
         name=Path(str(config.get("_name_or_path") or folder)).name,
         trained_context_tokens=next(iter(_whole_numbers(config.get("max_position_embeddings"))), 0),
-        chat_template=_template(folder) or words.own_template,
+        chat_template=chat_template(folder) or words.own_template,
         adds_bos=words.adds_bos,
     )
-
-
-def _template(folder: Path) -> str | None:
-    """Return the chat template: a file of its own, else in the tokenizer's settings, the default among several."""
-    own = folder / TEMPLATE_FILE
-    if own.is_file():
-        return own.read_text(encoding="utf-8", errors="replace")
-    found = _json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        found = named.get("default", next(iter(named.values()), None))
-    return found if isinstance(found, str) else None
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """Return what a JSON file holds; nothing where there is none. Errors: `ModelBroken`."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelBroken(
-            f"{file} can't be read: {error}", hint="convert or fetch it again: slm convert MODEL"
-        ) from error
-    if not isinstance(found, dict):
-        raise ModelBroken(f"{file} holds no settings", hint="convert or fetch it again: slm convert MODEL")
-    return found
 
 
 def _whole_numbers(value: object) -> list[int]:

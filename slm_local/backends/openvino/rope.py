@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from slm_local.backends.openvino.library import IDLE_TOKENIZER, genai, openvino, reported
+from slm_local.backends.openvino.library import IDLE_TOKENIZER, genai, kept_signal_stack, openvino, reported
 from slm_local.errors import DoesNotFit, ModelBroken
 from slm_local.gguf_header import GgufHeader
 from slm_local.gguf_header.reader import RawHeader, read_raw
@@ -107,7 +107,7 @@ def _written(model: Path, place: Path) -> Path:
     linked = inner / "model.gguf"
     _link(model.resolve(), linked)
     module: Any = genai()
-    with reported():
+    with reported(), kept_signal_stack():
         module.ContinuousBatchingPipeline(
             str(linked),
             module.Tokenizer(str(IDLE_TOKENIZER)),

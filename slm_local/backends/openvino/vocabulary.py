@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from slm_local.backends.llamacpp.library import bindings, quiet_log
 from slm_local.backends.llamacpp.vocabulary import Vocabulary
-from slm_local.backends.openvino.library import genai
+from slm_local.backends.openvino.library import genai, kept_signal_stack
 from slm_local.errors import EngineMissing, ModelBroken
 
 BYTE_TOKEN = re.compile(rb"<0x([0-9A-F]{2})>")
@@ -117,7 +117,8 @@ class IrWords:
         `end_ids` are those that the model names; the tokenizer's own EOS is added. Errors: `ModelBroken`.
         """
         try:
-            self.tokenizer = genai().Tokenizer(str(folder))
+            with kept_signal_stack():
+                self.tokenizer = genai().Tokenizer(str(folder))
             texts = self.tokenizer.get_vocab()
         except RuntimeError as error:
             raise ModelBroken(
