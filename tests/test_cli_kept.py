@@ -341,6 +341,29 @@ def test_pull_mends_what_verify_found_damaged(slm: Slm, hub: HubServer, mine: Pa
     assert [row.split()[0] for row in again.out.splitlines()[1:]] == ["whole", "set"]
 
 
+def test_pull_mends_a_cut_file_of_a_repository_that_no_registry_knows(slm: Slm, hub: HubServer, models: Path) -> None:
+    hub.add(REPO, {FILE: GGUF})
+    assert slm("pull", f"hf:{REPO}").code == 0
+    (models / REPO / FILE).write_bytes(GGUF[:-1000])
+    result = slm("pull", f"hf:{REPO}")
+    assert result.code == 0, result.err
+    assert (models / REPO / FILE).read_bytes() == GGUF
+
+
+def test_a_file_of_other_bytes_under_a_fetched_ones_name_is_mended_by_what_the_hints_say(
+    slm: Slm, hub: HubServer, models: Path
+) -> None:
+    hub.add(REPO, {FILE: GGUF})
+    assert slm("pull", f"hf:{REPO}").code == 0
+    (models / REPO / FILE).write_bytes(b"GGUF" + bytes(len(GGUF) - 4))
+    line = ["pull", f"hf:{REPO}"]
+    for code in (5, 5, 0):  # pull: verify it; verify: pull it; pull
+        result = slm(*line)
+        assert result.code == code, result.err
+        line = next((hint[10:] for hint in result.err.splitlines() if hint.startswith("hint: slm ")), "").split()
+    assert (models / REPO / FILE).read_bytes() == GGUF
+
+
 # ---- verify --remote
 
 

@@ -17,6 +17,7 @@ from slm_local.gguf_header import GgufHeader, read_header
 from slm_local.model import ModelSpec, Shape, Variant
 from slm_local.reasoning import FAMILIES
 from slm_local.registry import Registry, catalogue, derived_thinking, find_local, load_registry, scan, spec_for_file
+from slm_local.sanitize import shell_word
 from tests.gguf_files import small_model, text
 
 ROOT = Path(__file__).parents[1]
@@ -277,7 +278,7 @@ def test_a_fault_names_its_line_and_key(write: Write, text: str, place: str, mes
     assert str(file) in caught.value.message
     assert place in caught.value.message
     assert message in caught.value.message
-    assert caught.value.hint == f'mv "{file}" "{file}.off"'
+    assert caught.value.hint == f"mv {shell_word(str(file))} {shell_word(f'{file}.off')}"
     assert caught.value.exit_code == 2
     assert load_registry().models, "the package's own registry still loads"
 

@@ -8,15 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_local.backends.openvino.cache import blobs, open_cache
-from slm_local.backends.openvino.library import (
-    Report,
-    check_device,
-    genai,
-    kept_signal_stack,
-    openvino,
-    refuse_load,
-    reported,
-)
+from slm_local.backends.openvino.library import Report, check_device, genai, openvino, refuse_load, reported
 from slm_local.backends.openvino.model import Source, open_source
 from slm_local.backends.openvino.pipelines import Pipeline, make_pipeline, properties_for
 from slm_local.backends.openvino.rope import mended_folder
@@ -69,7 +61,7 @@ def _compiled(
     _go_on(control)
     mended = mended_folder(source.header, folder) if source.header is not None else None
     _go_on(control)
-    with reported() as report, kept_signal_stack():
+    with reported() as report:
         pipeline = make_pipeline(settings, mended or Path(settings.model_path), properties_for(settings, folder))
     if mended is None:
         return pipeline, report, ()

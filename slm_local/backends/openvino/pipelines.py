@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from slm_local.backends.openvino.library import IDLE_TOKENIZER, genai, openvino
+from slm_local.backends.openvino.library import IDLE_TOKENIZER, genai, kept_signal_stack, openvino
 from slm_local.generation import Control, LoadSettings
 
 SEQUENCES = 8
@@ -71,6 +71,7 @@ class Batched:
     sequences = SEQUENCES
     keeps_prefixes = True
 
+    @kept_signal_stack()
     def __init__(self, settings: LoadSettings, model: Path, properties: dict[str, Any]) -> None:
         """Compile the model; blocks. Errors: what the runtime raises."""
         module = genai()
@@ -148,6 +149,7 @@ class Single:
     sequences = 1
     keeps_prefixes = False
 
+    @kept_signal_stack()
     def __init__(self, settings: LoadSettings, model: Path, properties: dict[str, Any]) -> None:
         """Compile the model; blocks. Errors: what the runtime raises."""
         module = genai()
