@@ -97,7 +97,8 @@ def _fetched(
     terminal: Terminal, meaning: Meaning, weights: Weights, target: Path, *, is_agreed: bool, is_quiet: bool
 ) -> Checkpoint:
     """Fetch a model's original weights, once memory and disk are known to do for what follows."""
-    hub = Hub(offline=meaning.settings.offline)
+    again = f"slm convert {shell_word(meaning.reference)}"
+    hub = Hub(offline=meaning.settings.offline, again=again)
     variant = Variant(kind="checkpoint", quant="original", repo=meaning.spec.original_repo)
     offer = make_offer(meaning, variant, hub, runs_here=False)
     files = (each.remote for each in offer.order.files)
@@ -106,7 +107,7 @@ def _fetched(
     if offer.order.missing_bytes:
         confirm(terminal, offer, is_agreed=is_agreed, is_quiet=is_quiet)
     with FetchView(terminal, is_quiet=is_quiet) as view:
-        fetched = take(offer, hub, on_fetch=view.feed, again=f"slm convert {meaning.reference}")
+        fetched = take(offer, hub, on_fetch=view.feed, again=again)
     for warning in fetched.warnings:
         terminal.say(warning, YELLOW)
     return read_checkpoint(fetched.target)

@@ -18,6 +18,7 @@ from slm_local.measured import load_measurements
 from slm_local.model import ModelSpec, Plan, Variant
 from slm_local.paths import paths
 from slm_local.registry import Registry, Resolved, find_local, load_registry, spec_for_file, spec_for_folder
+from slm_local.sanitize import shell_word
 from slm_local.selector import rank
 
 
@@ -122,7 +123,7 @@ def _spec_here(
             spec, line = spec_for_file(header, registry.models)
             return spec, spec.variants, (*resolved.notes, line)
         case "hf":
-            hub = Hub(offline=settings.offline)
+            hub = Hub(offline=settings.offline, again=f"slm pull {shell_word(resolved.reference)}")
             folders = paths()
             spec, notes = fill(resolved, hub, probe(), settings, registry.models, folders.cache, folders.models_dir)
             return spec, find_local(spec, folders.models_dir), (*resolved.notes, *notes)

@@ -58,7 +58,7 @@ def make_offer(
     is missing; `ModelBroken` for a header that is none.
     """
     if hub.is_offline:
-        raise _offline(meaning, variant)
+        raise _offline(meaning, variant, hub)
     order = order_of(variant, hub, models_dir or paths().models_dir)
     speed = load_measured(paths().cache).download_bytes_s
     return Offer(
@@ -121,7 +121,7 @@ def supplied(
     """
     if choice.plans[0].variant.path is not None:
         return choice
-    hub = Hub(offline=choice.settings.offline)
+    hub = Hub(offline=choice.settings.offline, again=f"slm pull {shell_word(choice.reference)}")
     if not hub.is_offline and measured_probe().read_gb_s is not None:
         choice = ranked(choice)  # with the speed that was just measured
     plan = choice.plans[0]
@@ -135,10 +135,10 @@ def supplied(
     return ranked(replace(choice, here=(here, *choice.here), notes=(*choice.notes, *fetched.warnings)))
 
 
-def _offline(meaning: Meaning, variant: Variant) -> DownloadFailed:
+def _offline(meaning: Meaning, variant: Variant, hub: Hub) -> DownloadFailed:
     what = f"{variant.file} of {variant.repo}" if variant.file else variant.repo
     size = f", {gigabytes(variant.size_bytes)}" if variant.size_bytes else ""
     return DownloadFailed(
-        f"{meaning.spec.id} {variant.quant} is not on this disk ({what}{size}), and offline nothing is fetched",
-        hint=f"slm pull {shell_word(meaning.reference)}   with network allowed, or: slm import DIR",
+        f"{meaning.spec.id} {variant.quant} is not on this disk ({what}{size}), and {hub.no_network} allows no network",
+        hint=f"slm pull {shell_word(meaning.reference)}   without that, or: slm import DIR",
     )
