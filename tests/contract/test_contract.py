@@ -77,13 +77,16 @@ def test_a_limit_of_tokens_that_falls_behind_the_end_changes_nothing(runner: Run
 
 
 def test_cancel_keeps_the_partial_answer_and_the_next_request_works(runner: Runner) -> None:
-    control = Control()
-    events = []
-    for event in runner.stream(ask(LONG_ANSWER, max_tokens=400), control):
-        events.append(event)
-        if isinstance(event, AnswerDelta):
-            control.cancel()
-    heard = Heard(events)
+    for _ in range(5):  # the smallest models may be done before they hear of it
+        control = Control()
+        events = []
+        for event in runner.stream(ask(LONG_ANSWER, max_tokens=400), control):
+            events.append(event)
+            if isinstance(event, AnswerDelta):
+                control.cancel()
+        heard = Heard(events)
+        if heard.reply.finish == "cancelled":
+            break
     assert heard.reply.finish == "cancelled"
     assert heard.reply.answer.rstrip() == heard.answer.rstrip() != ""
     assert hear(runner, ask(QUESTION, max_tokens=200)).reply.finish == "stop"
