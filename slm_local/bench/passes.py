@@ -113,7 +113,7 @@ def _generate(engine: Engine, prompt_ids: Sequence[int], max_tokens: int, contro
             first = now
         if isinstance(event, Done):
             reply = event.reply
-    if reply is None or reply.finish == "cancelled":
+    if reply is None or control.cancelled:
         raise Interrupted("the measurement was stopped")
     first = first or now
     made = (reply.usage.think_tokens or 0) + (reply.usage.answer_tokens or 0)
