@@ -7,7 +7,7 @@ what else the machine does meets all alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from statistics import median
 
@@ -56,6 +56,7 @@ class Racer:
     laps: tuple[Lap, ...]
     failure: SlmError | None
     """Why it dropped out."""
+    ended_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
     def measurement(self) -> Measurement | None:
@@ -70,7 +71,7 @@ class Racer:
             prefill_tps=median(lap.reading.prefill_tps for lap in self.laps),
             decode_tps=median(lap.thinking.decode_tps for lap in self.laps),
             first_token_s=median(lap.thinking.first_token_s for lap in self.laps),
-            measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            measured_at=self.ended_at,
         )
 
 
