@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 from slm_local.bench import calibrate, expected_s, raceable
 from slm_local.cli.fetching import YES
 from slm_local.cli.measures import name_of, progress
-from slm_local.cli.render import DIM, YELLOW, Terminal
+from slm_local.cli.render import DIM, YELLOW, Terminal, can_ask
 from slm_local.config import Settings
 from slm_local.engine import Choice, choose
 from slm_local.errors import SlmError
@@ -24,8 +22,7 @@ ROUNDED_S = 5
 
 def may_ask(terminal: Terminal, *, is_quiet: bool = False) -> bool:
     """Say whether there is a person to ask, who was not asked before, about a machine with more than one device."""
-    is_person = sys.stdin is not None and sys.stdin.isatty() and terminal.err_is_terminal
-    if is_quiet or not is_person or was_asked_to_measure(paths().cache):
+    if is_quiet or not can_ask(terminal) or was_asked_to_measure(paths().cache):
         return False
     return len(probe(devices=True).devices) > 1
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Mapping, Sequence
 
 from slm_local.cli.forecast import forecast, machine_line
-from slm_local.cli.render import DIM, Terminal
+from slm_local.cli.render import DIM, Terminal, can_ask
 from slm_local.config import Settings
 from slm_local.download.found import found_models, found_spec
 from slm_local.errors import EngineMissing, ModelBroken, UsageError
@@ -26,7 +25,7 @@ def chosen_model(terminal: Terminal, registry: Registry) -> str:
     The first time of all this measures the memory for half a second.
     """
     hint = "slm chat tiny-reasoner"
-    if sys.stdin is None or not sys.stdin.isatty() or not terminal.err_is_terminal:
+    if not can_ask(terminal):
         raise UsageError("which model?", hint=hint)
     hardware = measured_probe(lambda text: terminal.say(text, DIM))
     suited = offers(registry, hardware, _here(registry))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from slm_local.cli.render import DIM, YELLOW, Terminal
+from slm_local.cli.render import DIM, YELLOW, Terminal, can_ask
 from slm_local.download.values import FetchProgress
 from slm_local.engine import Offer
 from slm_local.errors import Interrupted
@@ -56,11 +55,6 @@ def confirm(terminal: Terminal, offer: Offer, *, is_agreed: bool = False, is_qui
     terminal.talk("\n")
     if key not in YES:
         raise Interrupted("nothing was fetched", hint=f"slm plan {shell_word(offer.reference)}")
-
-
-def can_ask(terminal: Terminal) -> bool:
-    """Tell whether there is a person who sees a question and has a key to press."""
-    return sys.stdin is not None and sys.stdin.isatty() and terminal.err_is_terminal
 
 
 def offer_lines(offer: Offer) -> list[str]:

@@ -73,10 +73,8 @@ class _Pull:
 
     def fetch(self, variant: Variant, plan: Plan | None, folder: Path | None = None) -> Path:
         """Fetch a variant into a folder (None: ours) and return where it lies; one that need not be fetched stays."""
-        title, hub = (
-            title_of(self.meaning.spec, variant),
-            Hub(offline=self.meaning.settings.offline, again=self._again()),
-        )
+        title = title_of(self.meaning.spec, variant)
+        hub = Hub(offline=self.meaning.settings.offline, again=self._again())
         if folder is None and variant.path is not None:
             is_ours = Path(variant.path).is_relative_to(paths().models_dir)
             if variant.repo is None or hub.is_offline or (not is_ours and not self.is_forced):

@@ -187,6 +187,11 @@ def standard_terminal() -> Terminal:
     return Terminal(sys.stdout or nowhere, sys.stderr or nowhere)
 
 
+def can_ask(terminal: Terminal) -> bool:
+    """Tell whether there is a person who sees a question and has a key to press."""
+    return sys.stdin is not None and sys.stdin.isatty() and terminal.err_is_terminal
+
+
 def columns_of(text: str) -> int:
     """Return how many columns of a terminal a line takes."""
     if text.isascii():

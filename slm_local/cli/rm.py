@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from slm_local.cli.answering import registry_here
-from slm_local.cli.render import Terminal
+from slm_local.cli.render import Terminal, can_ask
 from slm_local.download.kept import KeptModel, kept_of, remove, resolved_kept
 from slm_local.download.values import gigabytes
 from slm_local.errors import Interrupted, UsageError
@@ -35,11 +34,11 @@ def command(
         from slm_local.cli.elsewhere import not_kept
 
         raise not_kept(resolved, registry)
-    can_ask = sys.stdin is not None and sys.stdin.isatty() and terminal.err_is_terminal and not yes
+    is_asked = not yes and can_ask(terminal)
     chosen = _of_quant(model, kept, quant or resolved.settings.get("quant"))
     if len(chosen) > 1 and not everything and quant is None:
-        chosen = _picked(terminal, chosen, models_dir) if can_ask else _unpicked(model, chosen)
-    elif can_ask:
+        chosen = _picked(terminal, chosen, models_dir) if is_asked else _unpicked(model, chosen)
+    elif is_asked:
         _confirm(terminal, chosen, models_dir)
     elif not yes:
         total = gigabytes(sum(each.size_bytes for each in chosen))

@@ -178,8 +178,8 @@ class Engine:
         for event in self._worker.stream(request, control):
             collector.feed(event)
             if isinstance(event, Done):
-                self._remember_speed(collector.reply())
                 event = Done(reply=collector.reply())
+                self._remember_speed(event.reply)
             yield event
 
     def reply(self, request: GenerationRequest | str, control: Control | None = None) -> Reply:

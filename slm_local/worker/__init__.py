@@ -29,7 +29,7 @@ from slm_local.generation import (
     Started,
     StreamEvent,
 )
-from slm_local.system import describe_exit, kill_tree, lock_down_file, spawn_options
+from slm_local.system import describe_exit, kill_tree, lock_down_file, spawn_options, without_secrets
 from slm_local.worker.wire import from_line, to_line
 
 KILL_GRACE_S = 2.0
@@ -38,8 +38,6 @@ LIVENESS_POLL_S = 0.5
 """How often a waiting parent looks whether the child still lives: the end of its pipe alone proves nothing."""
 CLOSE_WAIT_S = 2.0
 KEPT_LOGS = 8
-SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY")
-"""Not handed to the child: it runs native code on files that we did not write."""
 
 T = TypeVar("T")
 
@@ -221,7 +219,7 @@ def _expect(kind: type[T], value: object) -> T:
 def child_environment() -> dict[str, str]:
     """Return the environment of a child that runs native code: this package can be imported, secrets are left out."""
     package_root = str(Path(__file__).resolve().parents[2])
-    environment = {key: value for key, value in os.environ.items() if key not in SECRET_VARIABLES}
+    environment = without_secrets(os.environ)
     environment["GGML_NO_BACKTRACE"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     return environment
