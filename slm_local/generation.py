@@ -100,6 +100,13 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     """Strings that end the answer; they are not part of it."""
     think: ThinkMode = "auto"
+    think_tokens: int | None = None
+    """Most tokens of thinking, tags and what is injected not counted; None: no limit."""
+    think_s: float | None = None
+    """Longest thinking, in seconds from its first token; None: no limit."""
+    answer_reserve: int | None = None
+    """Tokens kept free for the answer; None: what the governor keeps by itself."""
+    has_loop_guard: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +123,8 @@ class LoadSettings:
     """None: derived likewise."""
     template: str | None = None
     """A chat template that replaces the file's own."""
+    bridge: str | None = None
+    """What is put before the closing tag when thinking is ended for the model; None: `DEFAULT_BRIDGE`."""
     batch_tokens: int = 512
     """Most tokens of a prompt decoded in one call."""
     device: str = "cpu"
@@ -285,25 +294,56 @@ StreamEvent = Started | PromptProgress | ThinkDelta | AnswerDelta | Done
 
 
 class Control:
-    """A flag that another thread raises and every loop over tokens reads."""
+    """Flags that another thread raises and every loop over tokens reads."""
 
     def __init__(self) -> None:
-        self._cancelled = threading.Event()
-        self._callbacks: list[Callable[[], None]] = []
+        self._cancelled = _Flag()
+        self._thinking_ended = _Flag()
 
     @property
     def cancelled(self) -> bool:
         """Whether the generation should end now."""
-        return self._cancelled.is_set()
+        return self._cancelled.is_raised
 
     def cancel(self) -> None:
         """Ask for the end of the generation; may be called from any thread or signal handler, more than once."""
-        self._cancelled.set()
-        for callback in self._callbacks:
-            callback()
+        self._cancelled.raise_it()
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Have `callback` called in the cancelling thread (at once if it already is cancelled)."""
+        self._cancelled.on_raise(callback)
+
+    @property
+    def thinking_ended(self) -> bool:
+        """Whether thinking should end now and the answer begin."""
+        return self._thinking_ended.is_raised
+
+    def end_thinking(self) -> None:
+        """Ask for the answer now, from any thread or signal handler; before the first token there is no thinking."""
+        self._thinking_ended.raise_it()
+
+    def on_end_thinking(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called in the thread that ends thinking (at once if it was asked for already)."""
+        self._thinking_ended.on_raise(callback)
+
+
+class _Flag:
+    """Raised once; whoever asked is told."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def is_raised(self) -> bool:
+        return self._event.is_set()
+
+    def raise_it(self) -> None:
+        self._event.set()
+        for callback in self._callbacks:
+            callback()
+
+    def on_raise(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
-        if self.cancelled:
+        if self.is_raised:
             callback()

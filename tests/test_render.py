@@ -19,7 +19,7 @@ from slm_local.cli.blocks import Block, BlockSplitter
 from slm_local.cli.markdown import rendered
 from slm_local.cli.panels import PanelView
 from slm_local.cli.render import Terminal, columns_of, rule
-from slm_local.cli.stream import Outcome, Pacer, play
+from slm_local.cli.stream import Outcome, play
 from slm_local.cli.views import PlainView, Subject, show_reading
 from slm_local.errors import Interrupted, WorkerCrashed
 from slm_local.generation import (
@@ -476,4 +476,5 @@ def test_ctrl_c_shows_at_once_what_a_pacer_held_back() -> None:
     view = Recorder(presses=1)
     events: list[StreamEvent] = [AnswerDelta(text=f"{n} ", tokens=1) for n in range(500)]
     play(iter([started(), *events, Done(reply=reply())]), view, control, pace=1.0)
+from slm_local.pump import Pacer
     assert view.events[1:-1] == events
