@@ -1,4 +1,4 @@
-"""From an engine's events to whoever shows them: a thread that reads, a queue, and a pace at which they are let through.
+"""From an engine's events to whoever shows them: a thread that reads, a queue, a pace at which it is emptied.
 
 The engine is never slowed by a display: a token costs the display nothing but its place in the queue.
 """

@@ -34,6 +34,7 @@ from slm_local.generation import (
     Timings,
     Usage,
 )
+from slm_local.pump import Pacer
 
 MARKDOWN = r"""# Title
 Some **bold** text with `code`, \(x_1 + x_2\) and \[ \frac{a}{b} \\ c \], 5 \* 3
@@ -476,5 +477,4 @@ def test_ctrl_c_shows_at_once_what_a_pacer_held_back() -> None:
     view = Recorder(presses=1)
     events: list[StreamEvent] = [AnswerDelta(text=f"{n} ", tokens=1) for n in range(500)]
     play(iter([started(), *events, Done(reply=reply())]), view, control, pace=1.0)
-from slm_local.pump import Pacer
     assert view.events[1:-1] == events
