@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from slm_local.generation import AnswerDelta, Done, Message, PromptProgress, Reply, Sampling, Started, ThinkDelta
     from slm_local.session import ChatSession
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOMES = {
     "open_model": "engine",

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slm_local.errors import ConfigError, UsageError
-from slm_local.generation import ThinkMode
+from slm_local.generation import Thinking
 from slm_local.paths import paths
+from slm_local.thinking import read_thinking
 
 BackendChoice = Literal["auto", "llamacpp", "openvino", "scripted"]
 DeviceChoice = Literal["auto", "cpu", "gpu", "npu"]
@@ -54,13 +55,25 @@ class Settings:
     threads: int | None = None
     template_file: str | None = None
     system: str | None = None
-    think: ThinkMode = "auto"
+    think: Thinking = field(default_factory=Thinking)
+    answer_reserve: int | None = None
+    """Tokens of the context kept free for the answer; None: what the governor keeps by itself."""
+    loop_guard: bool = True
+    """Whether thinking and answers that repeat themselves are ended."""
+    bridge: str | None = None
+    """What is put before the closing tag when thinking is ended for the model; None: the model's own."""
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     hide_thinking: bool = False
     offline: bool = False
     """Whether no socket may be opened: what is here is used, what is not is an error."""
+    log: bool = True
+    """Whether prompts and replies are kept in the history."""
+    bell: bool = False
+    """Whether the app rings when an answer begins after a long wait."""
+    keep_awake: bool = True
+    """Whether the machine is kept from sleeping while it generates or downloads."""
 
 
 SAMPLING_FIELDS = tuple(each.name for each in fields(SamplingOverrides))
@@ -246,12 +259,6 @@ def _switch(value: object) -> bool:
     return found
 
 
-def _think(value: object) -> object:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return _one_of("auto", "on", "off")(value)
-
-
 def _one_of(*choices: str) -> Callable[[object], object]:
     def read(value: object) -> str:
         if value not in choices:
@@ -294,11 +301,17 @@ KINDS: Mapping[str, _Kind] = {
     "threads": _Kind(_count(1, MAX_THREADS), "4"),
     "template": _Kind(_text, "chat.jinja"),
     "system": _Kind(_text, "Answer briefly."),
-    "think": _Kind(_think, "off"),
+    "think": _Kind(read_thinking, "off"),
+    "answer_reserve": _Kind(_count(1, 2**31 - 1), "1024"),
+    "loop_guard": _Kind(_switch, "false"),
+    "bridge": _Kind(_text, "I answer now."),
     "max_tokens": _Kind(_count(1, 2**31 - 1), "1024"),
     "stop": _Kind(_texts, "END"),
     "hide_thinking": _Kind(_switch, "true"),
     "offline": _Kind(_switch, "true"),
+    "log": _Kind(_switch, "false"),
+    "bell": _Kind(_switch, "true"),
+    "keep_awake": _Kind(_switch, "false"),
     "temperature": _Kind(_number(0.0, 10.0), "0.6"),
     "top_p": _Kind(_number(0.0, 1.0), "0.95"),
     "top_k": _Kind(_count(0, 2**31 - 1), "40"),
@@ -314,10 +327,16 @@ KINDS: Mapping[str, _Kind] = {
 FIELD_OF = {"ctx": "context_tokens", "template": "template_file"}
 """Where a setting's name is not its field's."""
 
-ALIASES = {"temp": "temperature", "context_tokens": "ctx", "num_ctx": "ctx", "num_predict": "max_tokens"}
+ALIASES = {
+    "temp": "temperature",
+    "context_tokens": "ctx",
+    "num_ctx": "ctx",
+    "num_predict": "max_tokens",
+    "think_budget": "think",
+}
 """Words that fingers know from elsewhere."""
 
-OWN_FLAGS = {"temperature": "--temp"}
+OWN_FLAGS = {"temperature": "--temp", "loop_guard": "--no-loop-guard", "log": "--no-log"}
 SWITCHES = frozenset({"hide_thinking", "offline"})
 NO_FLAG = frozenset({"repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"})
 
@@ -326,7 +345,7 @@ def _flag(name: str, value: str) -> str:
     if name in NO_FLAG:
         return f"-o {name}={value}"
     flag = OWN_FLAGS.get(name, "--" + name.replace("_", "-"))
-    return flag if name in SWITCHES else f"{flag} {value}"
+    return flag if name in SWITCHES or flag.startswith("--no-") else f"{flag} {value}"
 
 
 ENVIRONMENT = Source(

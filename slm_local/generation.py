@@ -12,8 +12,9 @@ from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 
-ThinkMode = Literal["auto", "on", "off"]
-"""`auto`: as the model's template leaves it; `on`: opened in the prompt; `off`: closed in the prompt."""
+ThinkMode = Literal["auto", "on", "open", "off"]
+"""How the prompt leaves thinking: `auto`: as the model's template does; `on`: opened, an error where that can't be;
+`open`: opened where it can be, as a limit of thinking asks for; `off`: closed."""
 
 ThinkState = Literal["unopened", "open", "closed"]
 """How the rendered prompt leaves thinking, read off its tail."""
@@ -73,6 +74,8 @@ class ReasoningTags:
     """Whether the prompt opens thinking even in `auto`, since the model tends to skip the tag."""
     skip: tuple[str, ...] = ()
     """Strings without text where they stand before thinking or before the answer (gpt-oss: channel headers)."""
+    answer_open: str = ""
+    """What stands between the closing tag and the answer (gpt-oss: the header of the final channel)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,19 @@ class ThinkControl:
     """A word for the system text that switches thinking off, such as `/no_think`."""
     off_block: bool = True
     """Whether an empty think block at the prompt's end switches it off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thinking:
+    """How a person asked for thinking, and for how much of it; as it comes, nothing was asked."""
+
+    mode: ThinkMode = "auto"
+    max_tokens: int | None = None
+    """Most tokens of it, tags and what is injected not counted; None: no limit. 0 opens and ends it at once."""
+    max_s: float | None = None
+    """Longest thinking, in seconds from its first token; None: no limit."""
+    word: str = ""
+    """As it was written: `high`, `256`, `30s`, ...; empty where nobody wrote it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +278,8 @@ class Started:
     cached_tokens: int | None
     context_tokens: int
     think_state: ThinkState
+    think_tokens: int | None = None
+    """Most tokens of thinking after what prompt and answer leave of the context; None where nothing limits them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from slm_local.generation import ReasoningTags, ThinkControl
+from slm_local.generation import ReasoningTags, ThinkControl, Thinking
 
 VariantKind = Literal["gguf", "openvino", "checkpoint"]
 
@@ -123,8 +123,14 @@ class ModelSpec:
     think: ThinkControl | None = None
     template: str | None = None
     """A chat template that the entry carries, replacing the file's."""
+    thinking: Thinking = field(default_factory=Thinking)
+    """How it thinks where nobody asks for anything else."""
+    bridge: str | None = None
+    """What is put before the closing tag when thinking is ended for it; None: `DEFAULT_BRIDGE`."""
     system: str | None = None
     """A system prompt of the user's own entry."""
+    advises_against_system: bool = False
+    """Whether its makers advise against a system prompt: one is then put at the head of the first user turn."""
     variants: tuple[Variant, ...] = ()
     verified: bool = True
     """False: only shown with `--all`."""

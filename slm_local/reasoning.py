@@ -25,6 +25,11 @@ def think_state(prompt_tail: str, tags: ReasoningTags | None) -> ThinkState:
     return "open" if tail.endswith(tags.open) else "unopened"
 
 
+def line_break(tags: ReasoningTags) -> str:
+    """Return what the tags' family writes after a tag: `<think>` stands on a line of its own, `[THINK]` does not."""
+    return "" if tags.open.endswith(("|>", "]")) else "\n"
+
+
 @dataclass(slots=True)
 class _Mark:
     """A piece that was fed: where it ends in the stream, and its tokens, which belong to its last character."""
@@ -45,13 +50,15 @@ class ReasoningParser:
     Families with `skip` strings (channels) may have several stretches of thinking before the answer's first character.
 
     Tokens: those of a piece belong to the side on which its last character stands; a tag's are thinking and count in
-    `tag_tokens` unless injected, as do all injected ones in thinking. Feed single tokens where exact counts matter.
+    `tag_tokens` unless injected, as do all injected ones in thinking. White space before an opening tag counts as part
+    of it. Feed single tokens where exact counts matter.
     """
 
     def __init__(self, tags: ReasoningTags | None, *, state: ThinkState) -> None:
         self.think_tokens = 0
         self.answer_tokens = 0
         self.tag_tokens = 0
+        self._thought_tokens = 0
         self._tags = tags if tags is not None and state != "closed" else None
         self._side: Side = "think" if self._tags is not None and state == "open" else "answer"
         self._is_blank = True  # the side has shown no character yet
@@ -67,6 +74,12 @@ class ReasoningParser:
     def in_thinking(self) -> bool:
         """Return whether what was decided so far ends inside thinking."""
         return self._side == "think"
+
+    @property
+    def thought_tokens(self) -> int:
+        """Return the tokens of thinking, neither a tag's nor injected; half a closing tag counts as thinking."""
+        pending = sum(mark.tokens for mark in self._marks if not mark.injected) if self.in_thinking else 0
+        return self._thought_tokens + pending
 
     @property
     def _is_undecided(self) -> bool:
@@ -118,7 +131,7 @@ class ReasoningParser:
         elif found == tags.open or not found:
             self._side = "think" if found else self._side
             self._may_open = False
-            self._count(self._start)
+            self._count(self._start, is_tag=bool(found))
             self._drop_tag(found)
         else:
             self._drop_tag(found)
@@ -171,6 +184,7 @@ class ReasoningParser:
             side: Side = "think" if is_tag or mark.injected else self._side
             if side == "think":
                 self.think_tokens += mark.tokens
+                self._thought_tokens += mark.tokens if not is_tag and not mark.injected else 0
             else:
                 self.answer_tokens += mark.tokens
             self.tag_tokens += mark.tokens if is_tag and not mark.injected else 0
@@ -210,6 +224,7 @@ _HARMONY = TagFamily(
         open="<|channel|>analysis<|message|>",
         close="<|end|>",
         skip=("<|start|>assistant", "<|channel|>final<|message|>", "<|channel|>commentary<|message|>"),
+        answer_open="<|start|>assistant<|channel|>final<|message|>",
     ),
     marks=("<|channel|>analysis<|message|>",),
     tokens=("<|start|>", "<|channel|>", "<|message|>", "<|return|>"),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import signal
 import site
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slm_local.download import found_ollama
+from slm_local.hardware import measured_probe
+from slm_local.measured import KEPT_PROBES, remember
 
 ScriptWriter = Callable[..., Path]
 
@@ -28,20 +32,53 @@ OTHER_PROGRAMS = (
 TINY_WEIGHTS = Path(__file__).parents[1] / "slm_local" / "tiny" / "weights"
 
 
+FIRST_RUN = "first_run: the test begins with an empty SLM_HOME, as on a machine on which slm never ran"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", FIRST_RUN)
+
+
+@pytest.fixture(scope="session")
+def numbered_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return names of folders that are not there yet: pytest's own way of numbering lists all that were made before."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in count())
+
+
+@pytest.fixture(scope="session")
+def known_machine(numbered_homes: Iterator[Path]) -> Path:
+    """Return a cache folder with what slm finds out about a machine only once: its runtimes' devices, its bandwidth."""
+    home = next(numbered_homes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLM_HOME", str(home))
+        measured = measured_probe(devices=True).read_gb_s
+        for _ in range(KEPT_PROBES - 1):
+            remember(home / "cache", read_gb_s=measured)
+    return home / "cache"
+
+
 @pytest.fixture(autouse=True)
-def slm_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give every test an empty SLM_HOME and none of the user's variables."""
-    home = tmp_path_factory.mktemp("slm-home")
+def slm_home(request: pytest.FixtureRequest, numbered_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give every test an SLM_HOME of its own and none of the user's variables.
+
+    It is one in which slm has run before on this machine (`known_machine`); with the mark `first_run` it is empty.
+    """
+    home = next(numbered_homes)
+    home.mkdir()
     for name in ("SLM_MODEL", "SLM_HIDE_THINKING", "SLM_THREADS", "SLM_CTX", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLM_HOME", str(home))
+    if request.node.get_closest_marker("first_run") is None:
+        shutil.copytree(request.getfixturevalue("known_machine"), home / "cache")
     return home
 
 
 @pytest.fixture(autouse=True)
-def user_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def user_home(numbered_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give every test a home folder in which no other program keeps models; Python's own packages stay found."""
-    home = tmp_path_factory.mktemp("home")
+    home = next(numbered_homes)
+    home.mkdir()
     monkeypatch.setenv("PYTHONUSERBASE", site.getuserbase())
     for name in OTHER_PROGRAMS:
         monkeypatch.delenv(name, raising=False)

@@ -22,11 +22,12 @@ def slm_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     if os.environ.get("SLM_SKIP_INSTALL"):
         pytest.skip("SLM_SKIP_INSTALL is set: nothing is installed")
     home = tmp_path_factory.mktemp("base")
-    venv.create(home / "venv", with_pip=True)
+    venv.create(home / "venv")
     scripts = home / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    pip = [str(scripts / "python"), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(ROOT)]
-    subprocess.run(pip, check=True, timeout=INSTALL_LIMIT_S, env=variables)
+    pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install", "-q", "--no-compile"]
+    asked = ["-c", str(ROOT / "constraints.txt"), str(ROOT)]
+    subprocess.run([*pip, *asked], check=True, timeout=INSTALL_LIMIT_S, env=variables)
     return scripts / "slm", {**variables, "SLM_HOME": str(home / "slm"), "SLM_THREADS": "1"}
 
 

@@ -131,6 +131,14 @@ class Person:
         return self._key
 
 
+def ended() -> str:
+    raise EOFError
+
+
+def interrupted() -> str:
+    raise KeyboardInterrupt
+
+
 def two_devices(**_: bool) -> Hardware:
     gpu = Device(name="gpu", kind="gpu", description="a card", engine="openvino", integrated=True)
     return replace(probe(), devices=(*probe().devices, gpu))
@@ -177,6 +185,26 @@ def test_a_person_is_asked_once(
     assert "slm bench scripted:" in person.screen.getvalue()
 
 
+def test_the_end_of_input_at_the_question_is_a_no(
+    several: None, monkeypatch: pytest.MonkeyPatch, reference: str, registry: Registry
+) -> None:
+    person = Person(monkeypatch, "\r")
+    monkeypatch.setattr(click, "getchar", ended)
+    offer(person, reference, registry)
+    assert "not measured; whenever you like: slm bench scripted:" in person.screen.getvalue()
+    assert load_measurements(paths().cache) == ()
+
+
+def test_ctrl_c_at_the_question_is_no_answer(
+    several: None, monkeypatch: pytest.MonkeyPatch, reference: str, registry: Registry
+) -> None:
+    person = Person(monkeypatch, "\r")
+    monkeypatch.setattr(click, "getchar", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        offer(person, reference, registry)
+    assert person.screen.getvalue().endswith("\n")
+
+
 def test_a_race_in_which_all_fail_does_not_keep_the_model_from_being_opened(
     several: None, monkeypatch: pytest.MonkeyPatch, script: ScriptWriter, registry: Registry
 ) -> None:
@@ -197,6 +225,7 @@ def test_nobody_is_asked_where_quiet_is_wanted_or_nobody_is_there(
     assert not was_asked_to_measure(paths().cache)
 
 
+@pytest.mark.first_run
 def test_nobody_is_asked_about_a_machine_with_one_device(
     monkeypatch: pytest.MonkeyPatch, reference: str, registry: Registry, slm_home: Path
 ) -> None:

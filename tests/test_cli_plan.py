@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from slm_local import hardware, system
-from slm_local.cli.choice import offers
-from slm_local.cli.forecast import forecast
 from slm_local.config import Settings
+from slm_local.forecast import forecast, offers
 from slm_local.hardware import Hardware, runtimes
 from slm_local.measured import FILE, remember
 from slm_local.model import ModelSpec, Variant
@@ -127,6 +126,7 @@ def test_plan_of_what_is_here_fetches_nothing(slm: Slm, measured: None) -> None:
     assert json.loads(slm("plan", "tiny", "--json").out)[0]["fetch_bytes"] == 0
 
 
+@pytest.mark.first_run
 def test_the_first_plan_measures_the_memory_and_says_so(slm: Slm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "measure_read_gb_s", lambda cores, free_bytes: 46.6)
     first, second = slm("plan", "r1-8b"), slm("plan", "r1-8b")

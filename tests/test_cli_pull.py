@@ -10,10 +10,10 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from slm_local.cli import fetching
 from slm_local.download.values import FetchProgress
 from slm_local.engine import open_model
 from slm_local.errors import DownloadFailed
+from slm_local.forecast import pace
 from tests.command import Result, child_environment, slm
 from tests.hub.fixtures import TINY_REPO, hub, serve_openvino, serve_split, serve_tiny
 from tests.hub.server import HubServer
@@ -300,4 +300,4 @@ def test_times_and_sizes_read_well() -> None:
     progress = FetchProgress(
         stage="downloading", file="a", done_bytes=1, total_bytes=10**10, bytes_per_s=7.1e6, remaining_s=730
     )
-    assert fetching.pace(progress) == "7 MB/s · 12 min left"
+    assert pace(progress) == "7 MB/s · 12 min left"

@@ -25,7 +25,10 @@ __all__ = ["fake_runtimes", "slm"]
 
 Slm = Callable[..., Result]
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="its children die by signals")
+pytestmark = [
+    pytest.mark.first_run,
+    pytest.mark.skipif(sys.platform == "win32", reason="its children die by signals"),
+]
 
 IGPU = Accelerator(
     kind="gpu",

@@ -14,13 +14,14 @@ PACKAGE = ROOT / "slm_local"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "system", "paths", "sanitize", "installed"),
-    ("generation", "config", "measured", "hardware", "model", "gguf_header"),
-    ("reasoning", "registry", "template", "metrics"),
+    ("generation", "thinking", "config", "measured", "hardware", "model", "gguf_header"),
+    ("reasoning", "governor", "registry", "template", "answers", "metrics", "store"),
     ("buffers", "fit", "download", "backends"),
     ("selector", "driver"),
     ("worker",),
     ("engine", "convert"),
-    ("pump", "session", "bench"),
+    ("pump", "forecast", "markdown", "session", "bench", "compare"),
+    ("tui",),
     ("cli",),
 )
 """Rooms by floor, lowest first; within a floor a room may import those listed before it."""

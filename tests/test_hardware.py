@@ -24,6 +24,8 @@ from tests.fake_runtimes import CPU, FakeRuntimes, fake_runtimes
 
 __all__ = ["fake_runtimes"]
 
+pytestmark = pytest.mark.first_run
+
 BOTH = {"llamacpp": {"devices": [CPU]}, "openvino": {"devices": [CPU]}}
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")

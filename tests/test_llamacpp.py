@@ -20,6 +20,7 @@ from slm_local.errors import PromptTooLong, UsageError
 from slm_local.generation import Control, Handle, Piece, Prompt, PromptProgress, PromptRun, Sampling
 from tests.loading import load_settings_for
 
+BRIDGE = " Enough thinking, I answer now.\n</think>\n\n"
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -54,6 +55,14 @@ def pieces(backend: LlamaCppBackend, handle: Handle, most: int) -> list[Piece]:
     return found
 
 
+def some(backend: LlamaCppBackend, handle: Handle, count: int) -> list[Piece]:
+    """Step until a sequence has given `count` pieces; it stays."""
+    found: list[Piece] = []
+    while len(found) < count:
+        found += [u for u in backend.step(Control()) if isinstance(u, Piece) and u.handle == handle]
+    return found
+
+
 def ids(found: list[Piece]) -> list[int]:
     return [token for piece in found for token in piece.ids]
 
@@ -79,15 +88,81 @@ def test_injected_text_comes_out_marked_and_the_model_goes_on_from_it(backend: L
     assert "Rome" in "".join(piece.text for piece in after if not piece.injected)
 
 
-def test_an_unfinished_character_before_an_injection_is_shown_as_one_replacement(backend: LlamaCppBackend) -> None:
-    handle = backend.add(text_prompt(QUESTION), Sampling())
-    backend.step(Control())
-    slot = backend._by_handle[handle.id]
-    assert slot.text.feed("é".encode()[:1]) == ""
-    backend.inject(handle, "ok")
-    first = next(u for u in backend.step(Control()) if isinstance(u, Piece))
-    backend.remove(handle)
-    assert (first.text, first.ids, first.injected) == ("�", (), False)
+def test_an_injection_computes_every_token_once(endless: LlamaCppBackend) -> None:
+    handle = endless.add(text_prompt(QUESTION), Sampling())
+    before = some(endless, handle, 20)
+    endless.inject(handle, BRIDGE)
+    steps = 0
+    after: list[Piece] = []
+    while not after:
+        after = [u for u in endless.step(Control()) if isinstance(u, Piece)]
+        steps += 1
+    injected = [piece for piece in after if piece.injected]
+    assert (steps, len(after) - len(injected)) == (1, 1)  # one decode reads it all and gives the next token
+    assert len(ids(injected)) == endless.token_count(BRIDGE)
+    after += some(endless, handle, 9)
+    endless.remove(handle)
+    made = len(ids(before)) + len(ids(after))
+    assert endless.decoded_tokens == (handle.prompt_tokens or 0) + made - 1  # the token sampled last needs no decode
+
+
+def test_an_injection_goes_on_with_penalties_and_draws(endless: LlamaCppBackend) -> None:
+    sampling = Sampling(temperature=1.0, seed=5, presence_penalty=1000.0, repeat_last_n=128)
+    handle = endless.add(text_prompt(QUESTION), sampling)
+    before = some(endless, handle, 20)
+    endless.inject(handle, BRIDGE)
+    after = pieces(endless, handle, 40)
+    injected = [piece for piece in after if piece.injected]
+    written = ids(before) + ids(after)[len(injected) :]
+    assert len(set(written)) == len(written)
+    assert set(written[20:]).isdisjoint(ids(injected))
+    plain = Sampling(temperature=1.0, seed=5)
+    handle = endless.add(text_prompt(QUESTION), plain)
+    some(endless, handle, 20)
+    endless.inject(handle, BRIDGE)
+    whole = Prompt(ids=tuple(endless._by_handle[handle.id].cells + endless._by_handle[handle.id].queue))
+    going_on = ids(pieces(endless, handle, 40))[len(injected) :]
+    assert going_on != ids(pieces(endless, endless.add(whole, plain), 40 - len(injected)))
+
+
+def test_an_injection_into_one_of_several_changes_none_of_the_others(endless: LlamaCppBackend) -> None:
+    prompts = [text_prompt(f"What is {n} + 5?") for n in range(3)]
+    alone = [ids(pieces(endless, endless.add(prompt, Sampling()), 30)) for prompt in prompts]
+    handles = [endless.add(prompt, Sampling()) for prompt in prompts]
+    found: dict[int, list[int]] = {handle.id: [] for handle in handles}
+    for number in range(60):
+        if number == 5:
+            endless.inject(handles[1], BRIDGE)
+        for update in endless.step(Control()):
+            if isinstance(update, Piece):
+                found[update.handle.id] += update.ids
+    for handle in handles:
+        endless.remove(handle)
+    assert found[handles[0].id][:30] == alone[0]
+    assert found[handles[2].id][:30] == alone[2]
+    assert found[handles[1].id][:30] != alone[1]
+
+
+def test_an_injection_that_leaves_no_room_ends_the_sequence_and_is_not_shown(endless: LlamaCppBackend) -> None:
+    handle = endless.add(text_prompt(QUESTION), Sampling())
+    some(endless, handle, 3)
+    endless.inject(handle, "word " * 600)
+    found = pieces(endless, handle, 2000)
+    assert [(piece.text, piece.ids, piece.end) for piece in found] == [("", (), "context")]
+
+
+def test_an_aborted_injection_is_read_by_the_next_step(endless: LlamaCppBackend) -> None:
+    handle = endless.add(text_prompt(QUESTION), Sampling())
+    before = some(endless, handle, 5)
+    endless.inject(handle, BRIDGE)
+    control = Control()
+    endless._arm(control)
+    endless._abort.set()  # as if cancelled between the check and the decode
+    assert endless.step(control) == []
+    after = some(endless, handle, 20)
+    endless.remove(handle)
+    assert "".join(piece.text for piece in after if piece.injected) == BRIDGE
+    assert endless.decoded_tokens == (handle.prompt_tokens or 0) + len(ids(before)) + len(ids(after)) - 1
 
 
 def test_an_aborted_prefill_leaves_the_cache_as_if_it_had_never_been(backend: LlamaCppBackend) -> None:

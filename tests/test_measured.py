@@ -30,6 +30,8 @@ from slm_local.measured import (
     worth_remembering,
 )
 
+pytestmark = pytest.mark.first_run
+
 GB = 10**9
 NOTHING = Measured()
 

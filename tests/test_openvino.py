@@ -107,6 +107,14 @@ def pieces(backend: Any, handle: Handle, most: int = 400) -> list[Piece]:
     return found
 
 
+def some(backend: OpenVinoBackend, handle: Handle, count: int) -> list[Piece]:
+    """Step until a sequence has given `count` pieces; it stays."""
+    found: list[Piece] = []
+    while len(found) < count:
+        found += [u for u in backend.step(Control()) if isinstance(u, Piece) and u.handle == handle]
+    return found
+
+
 def ids(found: list[Piece]) -> list[int]:
     return [token for piece in found for token in piece.ids]
 
@@ -180,12 +188,44 @@ def test_a_full_context_ends_the_sequence_and_says_so(endless: OpenVinoBackend) 
     assert handle.prompt_tokens + len(ids(found)) == 512 + 1  # the last token needs no place in the cache
 
 
-def test_an_injection_that_leaves_no_room_ends_the_sequence(endless: OpenVinoBackend) -> None:
+def test_an_injection_that_leaves_no_room_ends_the_sequence_and_is_not_shown(endless: OpenVinoBackend) -> None:
     handle = endless.add(text_prompt(LONG), Sampling())
-    pieces_so_far = [u for u in endless.step(Control()) if isinstance(u, Piece)]
+    some(endless, handle, 3)
     endless.inject(handle, "word " * 300)
-    assert pieces(endless, handle, 2000)[-1].end == "context"
-    assert len(pieces_so_far) <= 1
+    found = pieces(endless, handle, 2000)
+    assert [(piece.text, piece.ids, piece.end) for piece in found] == [("", (), "context")]
+
+
+def test_an_injection_into_one_of_several_changes_none_of_the_others(endless: OpenVinoBackend) -> None:
+    prompts = [text_prompt(f"What is {n} + 5?") for n in range(3)]
+    alone = [ids(pieces(endless, endless.add(prompt, Sampling()), 30)) for prompt in prompts]
+    handles = [endless.add(prompt, Sampling()) for prompt in prompts]
+    found: dict[int, list[int]] = {handle.id: [] for handle in handles}
+    for number in range(60):
+        if number == 8:
+            endless.inject(handles[1], BRIDGE)
+        for update in endless.step(Control()):
+            if isinstance(update, Piece):
+                found[update.handle.id] += update.ids
+    for handle in handles:
+        endless.remove(handle)
+    assert found[handles[0].id][:30] == alone[0]
+    assert found[handles[2].id][:30] == alone[2]
+    assert found[handles[1].id][:30] != alone[1]
+
+
+def test_whose_thinking_is_ended_is_served_before_a_prompt_that_waits(load: Loader, tiny_reasoner: Path) -> None:
+    backend = load(tiny_reasoner, batch_tokens=32)
+    waits = backend.add(text_prompt(LONG), Sampling())
+    backend.step(Control())
+    thinks = backend.add(text_prompt(QUESTION), Sampling())
+    backend.inject(thinks, BRIDGE)
+    found: list[Piece | PromptProgress] = []
+    while not any(isinstance(update, Piece) for update in found):
+        found += backend.step(Control())
+    assert {update.handle for update in found} == {thinks}
+    backend.remove(waits)
+    backend.remove(thinks)
 
 
 def test_sequences_that_outgrow_the_cache_together_all_come_to_their_end(endless: OpenVinoBackend) -> None:

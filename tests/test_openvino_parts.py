@@ -368,7 +368,8 @@ def test_an_npu_reads_everything_again_after_an_injection(
     assert [piece.ids for piece in after if not piece.injected][:2] == [(64,), (65,)]
     backend.remove(handle)
     backend.close()
-    assert (backend.max_sequences, backend.capabilities) == (1, frozenset())
+    assert (backend.max_sequences, backend.capabilities) == (1, frozenset({"rereads"}))
+    assert loading.REREADS in backend._facts.notes
 
 
 def test_a_thought_longer_than_an_npu_reads_again_ends_the_sequence(
@@ -378,7 +379,23 @@ def test_a_thought_longer_than_an_npu_reads_again_ends_the_sequence(
     handle = backend.add(raw([1, 2, 3]), Sampling())
     steps(backend, 2)
     backend.inject(handle, "abc")
-    assert steps(backend, 9)[-1].end == "context"
+    assert [(piece.ids, piece.end) for piece in steps(backend, 9)] == [((), "context")]
+    backend.close()
+
+
+def test_an_npus_sequence_that_stopped_goes_on_after_an_injection(
+    runtime: type[FakePipeline], tiny_reasoner: Path, tmp_path: Path
+) -> None:
+    backend = npu(tiny_reasoner, tmp_path)
+    backend._ends = frozenset({66})
+    handle = backend.add(raw([1, 2, 3]), Sampling())
+    assert [(piece.ids, piece.end) for piece in steps(backend, 9)] == [((64,), None), ((65,), None), ((66,), "stop")]
+    assert backend.step(Control()) == []
+    backend.inject(handle, "a")
+    (nudge,) = backend._words.tokenize("a", parse_control=True)
+    assert [piece.ids for piece in steps(backend, 2)] == [(nudge,), (64,)]
+    assert backend._pipeline._pipeline.asked[-1] == [1, 2, 3, 64, 65, nudge]  # type: ignore[attr-defined]
+    backend.remove(handle)
     backend.close()
 
 

@@ -199,9 +199,9 @@ def test_the_end_token_counts_on_the_side_it_ends(
     assert (outcome.think_tokens, outcome.answer_tokens) == (think_tokens, answer_tokens)
 
 
-def test_white_space_before_the_opening_tag_counts_as_thinking_but_is_no_tag() -> None:
+def test_white_space_before_the_opening_tag_counts_as_part_of_it() -> None:
     outcome, _ = split([Fed("\n"), Fed("<think>"), Fed("a")])
-    assert (outcome.think_tokens, outcome.tag_tokens) == (3, 1)
+    assert (outcome.think_tokens, outcome.tag_tokens) == (3, 2)
     assert split([Fed("\n"), Fed("a")])[0].answer_tokens == 2
 
 

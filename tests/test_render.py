@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from slm_local.cli.blocks import Block, BlockSplitter
-from slm_local.cli.markdown import rendered
+from slm_local.markdown.blocks import Block, BlockSplitter
+from slm_local.markdown.rendering import rendered
 from slm_local.cli.panels import PanelView
 from slm_local.cli.render import Terminal, columns_of, rule
 from slm_local.cli.stream import Outcome, play

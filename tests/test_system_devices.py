@@ -87,7 +87,7 @@ def supplies(root: Path, **of: dict[str, str]) -> Path:
 def test_the_source_of_power_is_read_off_the_supplies(
     of: dict[str, dict[str, str]], source: str | None, tmp_path: Path
 ) -> None:
-    assert devices._linux_power(supplies(tmp_path, **of)) == source
+    assert devices.linux_power(supplies(tmp_path, **of)) == source
 
 
 def record(efficiency_class: int, size: int) -> bytes:

@@ -39,16 +39,23 @@ class Backend(Protocol):
     def step(self, control: Control) -> list[Update]:
         """Do one decode, or one prefill chunk, for all live sequences.
 
-        A cancelled control ends it early, without updates lost: what was decoded is kept, the rest is done by the
-        next step. A sequence whose piece has an `end` is removed already.
+        At most one token that the model wrote is added to a sequence. A piece with an `end` is its last: the sequence
+        is stepped no more and stays until `remove`, or until `inject` makes it go on after a "stop". A cancelled
+        control ends the step early, without updates lost: what was decoded is kept, the rest is done by the next step.
         """
         ...
 
     def inject(self, handle: Handle, text: str) -> None:
         """Continue a sequence with `text`, tokenized alone with control tokens on.
 
-        Its tokens come out of the next steps as pieces marked `injected`, before the model goes on.
+        Its tokens come out of the next step that has read the whole prompt, after the last `PromptProgress`, as pieces
+        marked `injected`, before the model goes on. What the model wrote stays; only a token that ended the sequence
+        (`end` is "stop") is no part of it. A character left unfinished comes out first, as one U+FFFD without ids.
         """
+        ...
+
+    def token_count(self, text: str) -> int:
+        """Return how many tokens `inject` makes of a text."""
         ...
 
     def remove(self, handle: Handle) -> None:
@@ -64,15 +71,20 @@ ANSWER_ROOM_TOKENS = 1024
 """What a hint for a longer context adds to the prompt."""
 
 
-def prompt_too_long(prompt_tokens: int, context_tokens: int, longest_tokens: int) -> PromptTooLong:
-    """Make the error for a prompt that leaves no room for an answer, with both counts.
+def prompt_too_long(
+    prompt_tokens: int, context_tokens: int, longest_tokens: int, *, answer_tokens: int = 0, closing_tokens: int = 0
+) -> PromptTooLong:
+    """Make the error for a prompt that leaves no room for an answer, with all counts.
 
-    `longest_tokens` is the longest context that the model was made for.
+    `longest_tokens` is the longest context that the model was made for; `answer_tokens` and `closing_tokens` are kept
+    for the answer and for what ends thinking.
     """
-    enough = min(prompt_tokens + ANSWER_ROOM_TOKENS, longest_tokens)
-    is_possible = prompt_tokens < enough
+    kept = answer_tokens + closing_tokens
+    enough = min(prompt_tokens + max(ANSWER_ROOM_TOKENS, kept), longest_tokens)
+    is_possible = prompt_tokens + max(1, kept) <= enough
+    what = f", {answer_tokens:,} of them for the answer and {closing_tokens:,} to end thinking" if kept else ""
     return PromptTooLong(
-        f"the prompt has {prompt_tokens:,} tokens and the context holds {context_tokens:,}",
+        f"the prompt has {prompt_tokens:,} tokens and the context holds {context_tokens:,}{what}",
         hint=f"--ctx {enough}" if is_possible else f"shorten it: this model reads {longest_tokens:,} tokens at most",
     )
 

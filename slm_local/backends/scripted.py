@@ -2,9 +2,10 @@
 
 The file is JSON lines. A first line may be `{"setup": {"context": 4096, "template": "...", "control": [...]}}`;
 every other line is one step: `{"text": "...", "ids": [1], "delay": 0.01, "fault": "segv", "end": "stop"}`, all keys
-optional. `end` ends a reply; the next request goes on behind it (also when its reply was cut short before), and the
-script starts over when it is used up.
-A prompt's tokens are its UTF-8 bytes.
+optional. `end` ends a reply; the next request, or this one if something is injected then, goes on behind it (also when
+its reply was cut short before), and the script starts over when it is used up. With `times` a step is played so often,
+`{n}` in its text being the number of the time.
+A prompt's tokens, and those of what is injected, are UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -103,23 +104,29 @@ class ScriptedBackend:
     def step(self, control: Control) -> list[Update]:
         """Play one line for each live sequence."""
         updates: list[Update] = []
-        for live in list(self._live.values()):
+        for live in self._live.values():
             if control.cancelled:
                 break
-            update = self._advance(live, control)
+            update = self._advance(live, control) if not live.ended else None
             if update is not None:
                 updates.append(update)
-                if isinstance(update, Piece) and update.end:
-                    del self._live[live.handle.id]
+                live.ended = isinstance(update, Piece) and update.end is not None
         return updates
 
     def inject(self, handle: Handle, text: str) -> None:
         """Queue `text` as the sequence's next piece."""
-        self._live[handle.id].injected.append(text)
+        live = self._live[handle.id]
+        live.injected.append(text)
+        live.ended = False
+
+    def token_count(self, text: str) -> int:
+        """Return the number of a text's bytes."""
+        return len(text.encode())
 
     def remove(self, handle: Handle) -> None:
         """Forget the sequence, and what is left of its reply if it plays alone."""
-        if self._live.pop(handle.id, None) is None or self._live:
+        live = self._live.pop(handle.id, None)
+        if live is None or live.ended or self._live:
             return
         while self._next < len(self._steps):
             self._next += 1
@@ -137,7 +144,7 @@ class ScriptedBackend:
         except (OSError, ValueError) as error:
             raise ModelBroken(f"{path} is no script: {error}", hint="one JSON object a line") from error
         setup = rows.pop(0)["setup"] if rows and "setup" in rows[0] else {}
-        self._steps = rows
+        self._steps = [step for row in rows for step in _played(row)]
         return dict(setup)
 
     def _advance(self, live: _Live, control: Control) -> Update | None:
@@ -156,6 +163,14 @@ class ScriptedBackend:
         if row.get("fault"):
             _fail(str(row["fault"]), control)
         return Piece(handle=live.handle, text=row.get("text", ""), ids=tuple(row.get("ids", (0,))), end=row.get("end"))
+
+
+def _played(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a line as often as it is to be played."""
+    times = row.get("times")
+    if times is None:
+        return [row]
+    return [{**row, "text": row.get("text", "").replace("{n}", str(n))} for n in range(1, times + 1)]
 
 
 def _wait(seconds: float, control: Control) -> bool:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from slm_local.cli import notes
 from slm_local.cli.calibration import offer_calibration
 from slm_local.cli.fetching import FetchView, confirm
 from slm_local.cli.options import Flags
 from slm_local.cli.render import DIM, YELLOW, Terminal
-from slm_local.cli.stream import Outcome, View, play
+from slm_local.cli.stream import ANSWER_NOW, Outcome, View, play
 from slm_local.cli.views import JsonLinesView, JsonView, PlainView, Subject
 from slm_local.engine import Engine, Offer, open_model
+from slm_local.forecast import limit_words
 from slm_local.generation import Control, StreamEvent
 from slm_local.hardware import probe
 from slm_local.paths import paths
 from slm_local.registry import Registry, find_local, load_registry
 from slm_local.selector import suggest
+from slm_local.session import ChatSession
+from slm_local.system import can_type_lines
+from slm_local.thinking import PATIENCE_S
+
+if TYPE_CHECKING:
+    from slm_local.store import Store
 
 EMBEDDED_PACE = 60.0
 """Tokens a second at which the embedded models are shown: their own speed is too fast to be watched."""
@@ -33,6 +40,8 @@ class Teller:
     terminal: Terminal
     flags: Flags
     registry: Registry
+    store: Store | None = None
+    """Where replies are kept; None: nowhere."""
     form: Form = "text"
     is_chat: bool = False
 
@@ -61,7 +70,9 @@ class Teller:
                 confirm=ask,
                 on_fetch=view.feed,
             )
-        self._say_notes(engine.notes, told)
+        engine.patience_s = PATIENCE_S if self.terminal.out_is_terminal else None
+        unused = notes.unused_thinking(engine)
+        self._say_notes((*engine.notes, *([unused] if unused else [])), told)
         if self.flags.verbose:
             for line in notes.plan_lines(engine):
                 self.terminal.say(line, DIM)
@@ -72,6 +83,11 @@ class Teller:
             if line not in told:
                 self.terminal.say(line, DIM)
                 told.append(line)
+
+    def say_unkept(self, session: ChatSession) -> None:
+        """Say what of a session could not be kept, once."""
+        while session.notices:
+            self.terminal.say(session.notices.pop(0), YELLOW)
 
     def pace(self, engine: Engine) -> float | None:
         """Return how fast tokens are shown; say so where that is not as they come and nobody asked."""
@@ -86,7 +102,9 @@ class Teller:
         self, engine: Engine, events: Iterator[StreamEvent], control: Control, subject: Subject, pace: float | None
     ) -> Outcome:
         """Show one reply and say why it ended, where that is not plain. Its error is left to the caller."""
-        outcome = play(events, self._view(engine, subject), control, pace=pace, load_s=engine.load_s)
+        hears_keys = engine.spec.thinks and engine.thinking().mode != "off" and can_type_lines()
+        view = self._view(engine, subject, hears_keys=hears_keys)
+        outcome = play(events, view, control, pace=pace, load_s=engine.load_s, hears_keys=hears_keys)
         if outcome.error is None:
             self._say_ending(engine, outcome, subject.prompt)
         if self.flags.verbose:
@@ -94,27 +112,41 @@ class Teller:
                 self.terminal.say(line, DIM)
         return outcome
 
-    def _view(self, engine: Engine, subject: Subject) -> View:
-        shows_thinking = not engine.settings.hide_thinking
+    def say_unused(self, outcome: Outcome) -> None:
+        """Say what was typed while it thought and reached nobody."""
+        lines = [line.decode(errors="replace") for line in outcome.typed if line is not None]
+        if lines:
+            self.terminal.say(f"typed while it thought, and not used: {' · '.join(lines)}", DIM)
+
+    def _view(self, engine: Engine, subject: Subject, *, hears_keys: bool) -> View:
+        shows_thinking, is_quiet = not engine.settings.hide_thinking, self.flags.quiet
+        limit = limit_words(engine.thinking(), engine.plan) if engine.spec.thinks else ""
+        key = ANSWER_NOW if hears_keys else ""
         match self.form:
             case "json":
                 return JsonView(self.terminal, subject)
             case "jsonl":
                 return JsonLinesView(self.terminal, subject)
         if not self.terminal.out_is_rich:
-            return PlainView(self.terminal, subject, shows_thinking=shows_thinking, is_quiet=self.flags.quiet)
+            limit = " · ".join(filter(None, (limit, key)))
+            return PlainView(self.terminal, subject, shows_thinking=shows_thinking, limit=limit, is_quiet=is_quiet)
         from slm_local.cli.panels import PanelView
 
-        return PanelView(self.terminal, subject.model, shows_thinking=shows_thinking, is_quiet=self.flags.quiet)
+        limit = f"{limit} · {key}" if limit and key else limit
+        return PanelView(self.terminal, subject.model, shows_thinking=shows_thinking, limit=limit, is_quiet=is_quiet)
 
     def _say_ending(self, engine: Engine, outcome: Outcome, prompt: str) -> None:
         if outcome.was_interrupted:
             self.terminal.say("stopped", DIM)
             return
-        ending = notes.ending(outcome.reply, engine.plan.context_tokens, engine.settings.max_tokens)
+        think, context = engine.thinking(), engine.plan.context_tokens
+        endings = notes.endings(outcome.reply, think, context, engine.settings.max_tokens)
+        lowered = notes.lowered(outcome.started, think, context) if outcome.started and engine.spec.thinks else None
         outgrown = None if self.flags.quiet else notes.outgrown(engine.plan, outcome.reply)
-        if ending is not None:
-            self.terminal.say(ending[0], YELLOW)
+        for note in (*([lowered] if lowered else []), *endings):
+            self.terminal.say(note.text, YELLOW if note.is_warning else DIM)
+            if note.hint and outgrown is None:
+                self.terminal.hint(notes.in_chat(note.hint) if self.is_chat else note.hint)
         if outgrown is not None:
             self.terminal.say(outgrown, YELLOW)
             for better in suggest(self.registry.models, probe(), 1):
@@ -123,8 +155,6 @@ class Teller:
                     f"{better.id} would suit this machine{'' if is_here else '; it is not here yet'}", YELLOW
                 )
                 self.terminal.hint(notes.better_line(better, prompt, is_here=is_here))
-        elif ending is not None:
-            self.terminal.hint(notes.in_chat(ending[1]) if self.is_chat else ending[1])
 
     def _tell_start(self, text: str) -> None:
         if self.terminal.err_is_rich:

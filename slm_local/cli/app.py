@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -32,6 +32,8 @@ class _Entry:
 COMMANDS = {
     "run": _Entry("run", "MODEL [PROMPT]", "one answer; without a prompt, a chat"),
     "chat": _Entry("chat", "[MODEL]", "a conversation"),
+    "compare": _Entry("compare", "MODEL MODEL", "one prompt, several models, side by side, measured"),
+    "history": _Entry("history", "list|show|search|export|rm", "the chats that were kept"),
     "pull": _Entry("pull", "MODEL", "fetch a model; goes on where it stopped, verifies"),
     "ls": _Entry("ls", "", "the models that are here; --all: the registry, too"),
     "show": _Entry("show", "MODEL", "what is known about a model"),
@@ -73,6 +75,35 @@ class _Command(TyperCommand):
                 formatter.write_dl(groups[heading], col_max=34)
 
 
+class _Parts(TyperGroup):
+    """The parts of a command, such as `history list`; without one the first is meant."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the first part where none is named."""
+        is_named = bool(args) and (not args[0].startswith("-") or args[0] in ctx.help_option_names)
+        return super().parse_args(ctx, args if is_named else [next(iter(self.commands)), *args])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the part; `UsageError` names the nearest."""
+        if args[0] not in self.commands:
+            close = get_close_matches(args[0], self.commands, 1) or list(self.commands)
+            raise UsageError(f"{ctx.command_path} has no {args[0]!r}", hint=f"{ctx.command_path} {close[0]}")
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order they were given."""
+        return list(self.commands)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the parts with what they do."""
+        formatter.write_usage(ctx.command_path, f"[{'|'.join(self.commands)}] [FLAGS]")
+        with formatter.section("Parts"):
+            formatter.write_dl([(name, part.get_short_help_str(200)) for name, part in self.commands.items()])
+        formatter.write(f"\n{ctx.command_path} PART --help lists its flags.\n")
+
+
 class _Commands(TyperGroup):
     """The commands by name; each is imported when it is the one that was typed."""
 
@@ -85,11 +116,14 @@ class _Commands(TyperGroup):
         name = ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
             return None
-        entry = COMMANDS[name]
-        command = import_module(f"slm_local.cli.{entry.module}").command
-        single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(name, cls=_Command, options_metavar="[FLAGS]")(command)
-        return typer.main.get_command(single)
+        module = import_module(f"slm_local.cli.{COMMANDS[name].module}")
+        parts: Mapping[str, Callable[..., int]] | None = getattr(module, "commands", None)
+        made = typer.Typer(cls=_Parts, add_completion=False, rich_markup_mode=None)
+        for word, command in (parts or {name: module.command}).items():
+            made.command(word, cls=_Command, options_metavar="[FLAGS]")(command)
+        if parts is None:
+            return typer.main.get_command(made)
+        return typer.main.get_group(made)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -18,12 +18,12 @@ from slm_local.bench import (
     raceable,
 )
 from slm_local.cli.answering import registry_here
-from slm_local.cli.forecast import machine_line
 from slm_local.cli.measures import bench_values, by_speed, name_of, progress, race_values
 from slm_local.cli.options import SHOWN, EngineFlags, takes
 from slm_local.cli.render import DIM, YELLOW, Terminal
 from slm_local.engine import Choice, Engine, choose
 from slm_local.errors import UsageError
+from slm_local.forecast import machine_line
 from slm_local.hardware import Hardware, probe
 from slm_local.measured import engine_version
 from slm_local.model import Plan

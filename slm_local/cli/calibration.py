@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slm_local.bench import calibrate, expected_s, raceable
-from slm_local.cli.fetching import YES
+from slm_local.cli.asking import agrees
 from slm_local.cli.measures import name_of, progress
 from slm_local.cli.render import DIM, YELLOW, Terminal, can_ask
 from slm_local.config import Settings
@@ -55,14 +55,9 @@ def offer_calibration(
 
 
 def _agrees(terminal: Terminal, choice: Choice) -> bool:
-    from click import getchar
-
     plans = raceable(choice)
     seconds = max(1, round(expected_s(plans) / ROUNDED_S)) * ROUNDED_S
     terminal.say(f"{choice.spec.id} can run here in {len(plans)} ways; which is fastest was never measured:")
     for plan in plans:
         terminal.say(f"  {name_of(plan)}")
-    terminal.talk(f"measure now? {duration(seconds)}  Enter: yes · any other key: no, and don't ask again ")
-    key = getchar()
-    terminal.talk("\n")
-    return key in YES
+    return agrees(terminal, f"measure now? {duration(seconds)}  Enter: yes · any other key: no, and don't ask again ")

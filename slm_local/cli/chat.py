@@ -1,252 +1,85 @@
-"""`slm chat [MODEL]`: a conversation, line by line, with commands that begin with a slash."""
+"""`slm chat [MODEL]`: a conversation, in the app on a terminal, line by line where there is none or `--plain` is given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from difflib import get_close_matches
-from pathlib import Path
+import sys
 from typing import Annotated
 
 import typer
 
-from slm_local.cli import notes
-from slm_local.cli.answering import Teller, registry_here, subject_of
+from slm_local.cli.answering import Teller, registry_here
+from slm_local.cli.calibration import offer_calibration
 from slm_local.cli.choice import chosen_model
-from slm_local.cli.lines import Lines
-from slm_local.cli.options import ASKED, Flags, takes
+from slm_local.cli.keeping import Kept, kept_chat, opened_store
+from slm_local.cli.options import ASKED, ChatFlags, takes
 from slm_local.cli.prompt import file_text
-from slm_local.cli.render import DIM, Terminal
-from slm_local.config import KINDS, REPL, SAMPLING_FIELDS, setting_name, with_setting
-from slm_local.errors import PromptTooLong, SlmError, UsageError
-from slm_local.generation import Control, StreamEvent
-from slm_local.paths import paths
-from slm_local.session import ChatSession
-
-LIVE_SETTINGS = (*SAMPLING_FIELDS, "max_tokens", "stop", "system", "think", "hide_thinking")
-"""What `/set` can change while a model is open; the rest is fixed when it is loaded."""
+from slm_local.cli.render import Terminal
+from slm_local.errors import UsageError
 
 
-@takes(Flags)
+@takes(ChatFlags)
 def command(
     context: typer.Context,
-    flags: Flags,
+    flags: ChatFlags,
     word: Annotated[str | None, typer.Argument(metavar="[MODEL]", show_default=False)] = None,
     plain: Annotated[
-        bool, typer.Option("--plain", help="line by line (the only way so far)", rich_help_panel=ASKED)
+        bool, typer.Option("--plain", help="line by line, in the terminal's own scrollback", rich_help_panel=ASKED)
     ] = False,
 ) -> int:
     """Talk with a model; it is shown the whole conversation at every turn, without its old thoughts.
 
-    Without MODEL and SLM_MODEL, three that suit this machine are offered. Inside, /? lists the commands.
+    Without MODEL and SLM_MODEL, models that suit this machine are offered. Inside, F1 (with --plain: /?) says what can
+    be done.
     """
-    del plain
     terminal: Terminal = context.obj
     if word is not None and flags.model is not None:
         raise UsageError("two models are given, one by word and one by -m", hint=f"slm chat {flags.model}")
     flags.tokens_per_s(None)
-    default = flags.settings().model
     registry = registry_here(terminal)
-    reference = word or flags.model or default or chosen_model(terminal, registry)
-    return chat(Teller(terminal=terminal, flags=flags, registry=registry), reference)
+    settings = flags.settings()
+    with opened_store(terminal, settings) as store:
+        kept = kept_chat(flags, store)
+        reference = word or flags.model or (kept.model if kept else settings.model)
+        teller = Teller(terminal=terminal, flags=flags, registry=registry, store=store)
+        return chat(teller, reference, kept, is_plain=plain)
 
 
-def chat(teller: Teller, reference: str) -> int:
-    """Open a model and talk until the person leaves; return the exit code. Errors: those of `open_model`."""
-    with Lines(teller.terminal, paths().data / "history") as lines, _Chat(teller, reference) as open_chat:
-        while (entry := _next(lines, teller.terminal)) is not None:
-            if not open_chat.take(entry):
-                break
-    return 0
+def chat(teller: Teller, reference: str | None, kept: Kept | None, *, is_plain: bool = False) -> int:
+    """Talk until the person leaves, in the app where it can be; return the exit code.
+
+    Errors: those of `open_model`, where no app shows them.
+    """
+    if not is_plain and _has_desk(teller):
+        return _at_the_desk(teller, reference, kept)
+    from slm_local.cli.repl import talk
+
+    return talk(teller, reference or chosen_model(teller.terminal, teller.registry), kept)
 
 
-def _next(lines: Lines, terminal: Terminal) -> str | None:
-    while True:
-        try:
-            return lines.read()
-        except KeyboardInterrupt:
-            terminal.say("\nCtrl-D or /bye leaves", DIM)
+def _has_desk(teller: Teller) -> bool:
+    """Tell whether a person sits at a terminal that the app can draw on, and wants to see more than answers."""
+    is_person = sys.stdin is not None and sys.stdin.isatty()
+    draws = teller.terminal.out_is_rich and teller.terminal.err_is_rich  # the app draws on stderr
+    return is_person and draws and not teller.flags.quiet
 
 
-class _Chat:
-    """A conversation and what can be done to it. A context manager that closes its model."""
+def _at_the_desk(teller: Teller, reference: str | None, kept: Kept | None) -> int:
+    from slm_local.tui import Desk, run_desk
 
-    def __init__(self, teller: Teller, reference: str) -> None:
-        self._teller, self._terminal = replace(teller, is_chat=True), teller.terminal
-        self._reference = reference
-        self._files = [file_text(path) for path in teller.flags.file or []]
-        """What goes before the first prompt."""
-        self._changes: dict[str, str] = {}
-        """What `/set` changed, for the next model."""
-        self._engine = teller.open(reference)
-        self._session = ChatSession(self._engine)
-        self._greet()
-        self._pace = teller.pace(self._engine)
-
-    def __enter__(self) -> _Chat:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._engine.close()
-
-    def take(self, entry: str) -> bool:
-        """Do what was typed; return whether the chat goes on. An error is told, and the chat goes on."""
-        try:
-            if entry.startswith("/"):
-                return self._command(entry)
-            if entry.strip():
-                self._answer("\n\n".join([*self._files, entry]))
-        except SlmError as error:
-            self._terminal.error(_in_chat(error))
-        except KeyboardInterrupt:  # while a model was being opened
-            self._terminal.say("stopped", DIM)
-        return True
-
-    def _answer(self, prompt: str) -> None:
-        control = Control()
-        self._show(self._session.send(prompt, control), control, prompt)
-        if self._session.unanswered is None:
-            self._files.clear()
-
-    def _show(self, events: Iterator[StreamEvent], control: Control, prompt: str) -> None:
-        outcome = self._teller.show(self._engine, events, control, subject_of(self._engine, prompt), self._pace)
-        if self._terminal.out_is_terminal:
-            self._terminal.line()
-        if outcome.error is not None:
-            raise outcome.error
-        if self._session.unanswered is not None:
-            self._terminal.say("there was no answer, so the turn is not kept · /regen asks again", DIM)
-
-    def _command(self, entry: str) -> bool:
-        word, _, rest = entry.partition(" ")
-        if word in LEAVING:
-            return False
-        if word not in COMMANDS:
-            close = get_close_matches(word, [*COMMANDS, *LEAVING], 1, 0.7)
-            raise UsageError(f"there is no command {word}", hint=close[0] if close else "/?")
-        COMMANDS[word][0](self, rest.strip())
-        return True
-
-    def _think(self, mode: str) -> None:
-        if mode:
-            self._set(f"think {mode}")
-        self._terminal.say(f"think {self._session.think}", DIM)
-
-    def _set(self, text: str) -> None:
-        key, _, value = text.partition(" ")
-        name, value = setting_name(key), value.strip()
-        if not value:
-            raise UsageError("/set takes a name and a value", hint="/set temperature 0.6")
-        if name in KINDS and name not in LIVE_SETTINGS:
-            joint = "," if "@" in self._reference else "@"
-            raise UsageError(
-                f"{name} is fixed when a model is opened", hint=f"/model {self._reference}{joint}{name}={value}"
-            )
-        self._engine.settings = with_setting(self._engine.settings, key, value, REPL)
-        self._changes[name] = value
-        if name == "system":
-            self._session.system = self._engine.settings.system or self._engine.spec.system
-        if name in ("think", "no_think"):
-            self._session.think = self._engine.settings.think
-
-    def _system(self, text: str) -> None:
-        if text:
-            self._set(f"system {text}")
-        self._terminal.say(f"system {self._session.system or '(none)'}", DIM)
-
-    def _show_all(self, _: str) -> None:
-        for line in notes.plan_lines(self._engine):
-            self._terminal.say(line)
-        for name, value in notes.chosen_settings(self._engine.settings).items():
-            self._terminal.say(f"{name + ':':<11}{value}")
-        messages = self._session.messages
-        self._terminal.say(f"history:   {_messages(len(messages))}")
-
-    def _stats(self, _: str) -> None:
-        if self._session.last_reply is None:
-            raise UsageError("there is no reply yet", hint="say something first")
-        for line in notes.timing_lines(self._session.last_reply):
-            self._terminal.say(line)
-
-    def _regenerate(self, _: str) -> None:
-        control = Control()
-        last = self._session.turns[-1][0] if self._session.turns else ""
-        prompt = self._session.unanswered or last
-        self._show(self._session.regenerate(control), control, prompt)
-
-    def _model(self, reference: str) -> None:
-        if not reference:
-            self._terminal.say(self._reference)
-            return
-        self._teller.registry.resolve(reference)
-        self._engine.close()  # two models at once may not fit; if the new one fails, this one starts again when asked
-        engine = self._teller.open(reference)
-        for name, value in self._changes.items():
-            engine.settings = with_setting(engine.settings, name, value, REPL)
-        self._engine, self._reference = engine, reference
-        self._session.switch(engine)
-        self._greet()
-        self._pace = self._teller.pace(engine)
-
-    def _drop(self, _: str) -> None:
-        dropped = self._session.drop()
-        self._terminal.say(f"dropped {_messages(dropped)}; left: {len(self._session.messages)}", DIM)
-
-    def _clear(self, _: str) -> None:
-        self._session.clear()
-        self._terminal.say("the conversation is empty", DIM)
-
-    def _export(self, name: str) -> None:
-        if not name:
-            raise UsageError("/export takes a file", hint="/export chat.md")
-        path = Path(name).expanduser()
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(self._session.export_markdown())
-        except FileExistsError:
-            free = next(each for n in range(2, 10_000) if not (each := path.with_stem(f"{path.stem}-{n}")).exists())
-            raise UsageError(f"{path} is there already and stays as it is", hint=f"/export {free}") from None
-        except OSError as error:
-            raise UsageError(f"{path} can't be written: {error.strerror}", hint="/export ~/chat.md") from error
-        self._terminal.say(f"written to {path}", DIM)
-
-    def _help(self, _: str) -> None:
-        for word, (_do, usage, summary) in COMMANDS.items():
-            self._terminal.say(f"  {f'{word} {usage}':<24}{summary}")
-        self._terminal.say(f"  {', '.join(LEAVING):<24}leave; so does Ctrl-D")
-        self._terminal.say('  """ before and after text of many lines · Ctrl-C stops an answer')
-
-    def _greet(self) -> None:
-        plan = self._engine.plan
-        if not self._teller.flags.quiet:
-            where = f"{plan.backend} on {plan.device}"
-            self._terminal.say(f"{plan.spec.id} · {plan.variant.quant} · {where} · /? lists commands", DIM)
-
-
-def _in_chat(error: SlmError) -> SlmError:
-    """Give the errors that a chat can mend the hint that mends them."""
-    if isinstance(error, PromptTooLong):
-        return PromptTooLong(error.message, hint="/drop removes the oldest turn, /clear all")
-    return error
-
-
-def _messages(count: int) -> str:
-    return f"{count} message" if count == 1 else f"{count} messages"
-
-
-LEAVING = ("/exit", "/bye", "/quit")
-
-COMMANDS: dict[str, tuple[Callable[[_Chat, str], None], str, str]] = {
-    "/think": (_Chat._think, "on|off|auto", "whether the model thinks first"),
-    "/set": (_Chat._set, "NAME VALUE", "change a setting: temperature, top_p, seed, max_tokens, ..."),
-    "/show": (_Chat._show_all, "", "model, plan and settings"),
-    "/stats": (_Chat._stats, "", "timings of the last reply"),
-    "/regen": (_Chat._regenerate, "", "answer the last prompt anew"),
-    "/model": (_Chat._model, "MODEL", "go on with another model; the conversation stays"),
-    "/system": (_Chat._system, "TEXT", "what the model is told first; without TEXT, show it"),
-    "/drop": (_Chat._drop, "", "remove the oldest turn"),
-    "/clear": (_Chat._clear, "", "remove all turns"),
-    "/export": (_Chat._export, "FILE", "write the conversation as Markdown"),
-    "/?": (_Chat._help, "", "this list"),
-    "/help": (_Chat._help, "", "this list"),
-}
+    flags, settings = teller.flags, teller.flags.settings()
+    files = tuple(file_text(path) for path in flags.file or [])
+    if reference is not None:
+        own = flags.settings(teller.registry.resolve(reference).settings)
+        offer_calibration(teller.terminal, reference, settings=own, registry=teller.registry)
+    desk = Desk(
+        reference=reference,
+        registry=teller.registry,
+        flags=flags.given(),
+        store=teller.store,
+        chat=kept.id if kept else None,
+        files=files,
+        pace=None if flags.pace is None else flags.tokens_per_s(None) or 0.0,
+        keeps_awake=settings.keep_awake,
+        bell=settings.bell,
+    )
+    return run_desk(desk)

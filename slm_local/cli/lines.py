@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import deque
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from slm_local.cli.prompt import whole_text
 from slm_local.cli.render import DIM, Terminal
 from slm_local.paths import make_folder
-from slm_local.system import lock_down_file
+from slm_local.system import TypedLine, lock_down_file
 
 PROMPT, MORE = ">>> ", "... "
 MANY = '"""'
@@ -30,6 +32,8 @@ class Lines:
         self._history = history
         self._is_person = sys.stdin is not None and sys.stdin.isatty()
         self._readline: Any = None
+        self._typed: deque[TypedLine] = deque()
+        """Lines that were typed before anybody read them."""
 
     def __enter__(self) -> Lines:
         if self._is_person:
@@ -50,6 +54,10 @@ class Lines:
             lock_down_file(self._history)
         except OSError as error:
             self._terminal.say(f"the history of this chat was not kept: {error}", DIM)
+
+    def typed_before(self, lines: Iterable[TypedLine]) -> None:
+        """Take lines that were typed while something else was going on: they are read next."""
+        self._typed.extend(lines)
 
     def read(self) -> str | None:
         """Return the next entry, several lines where they stand between triple quotes; None at the end.
@@ -74,6 +82,10 @@ class Lines:
         return None if line is None else whole_text(line, self._terminal, "the line")
 
     def _typed_line(self, prompt: str) -> bytes | None:
+        if self._typed:
+            line = self._typed.popleft()
+            self._terminal.say(f"{prompt}{(line or b'').decode(errors='replace')}")
+            return line
         try:
             if not self._terminal.out_is_terminal:  # stdout is data
                 self._terminal.talk(prompt)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from slm_local.cli.listing import HEAD, rows_absent, rows_here
 from slm_local.cli.render import DIM, YELLOW, Terminal
+from slm_local.forecast.listing import HEAD, rows_absent, rows_here
 from slm_local.hardware import probe
 from slm_local.paths import paths
 from slm_local.registry import load_registry

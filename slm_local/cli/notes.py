@@ -2,37 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from shlex import quote
 
 from slm_local.config import Settings
 from slm_local.engine import Engine
-from slm_local.generation import Reply, Sampling
+from slm_local.forecast import limit_words
+from slm_local.generation import Reply, Sampling, Started, Thinking, Usage
 from slm_local.model import ModelSpec, Plan
 from slm_local.selector import gigabytes
+from slm_local.thinking import cut_words
 
 OFF = asdict(Sampling())
+
+REPEATS_LESS = "-o repeat_penalty=1.1"
+
+NEXT_WORDS = {"low": "medium", "medium": "high"}
+"""What allows more thinking than a word; after the last one `max` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line about a reply, and what to type about it."""
+
+    text: str
+    hint: str | None = None
+    is_warning: bool = True
+    """False for what was asked for."""
 
 
 def plan_lines(engine: Engine) -> list[str]:
     """Return the plan with its reasons and the applied defaults, for `-v`."""
     plan, facts = engine.plan, engine.facts
-    sampling = engine.sampling(engine.settings.think)
+    sampling = engine.sampling()
     threads = f"{plan.threads} thread{'s' * (plan.threads != 1)}"
     lines = [
         f"model:     {plan.spec.id} · {plan.variant.quant} · {plan.variant.path or plan.variant.repo or ''}",
         f"engine:    {plan.backend} on {plan.device} · {threads} · context {facts.context_tokens:,}",
         *_listed("because:", plan.reasons),
         f"sampling:  {sampling_words(sampling)}",
-        f"think:     {engine.settings.think}",
+        f"think:     {think_words(engine)}",
     ]
+    if plan.spec.advises_against_system and (engine.settings.system or plan.spec.system):
+        lines.append("system:    at the head of the first prompt, for its makers advise against a system prompt")
     return lines + _listed("notes:", (*facts.notes, *plan.spec.notes))
+
+
+def think_words(engine: Engine) -> str:
+    """Return the thinking that applies, as it is written, with how far it goes here."""
+    think = engine.thinking()
+    word = think.word or ("auto" if engine.patience_s is not None else "max")
+    limit = limit_words(think, engine.plan)
+    return f"{word}: {limit}" if limit else word
+
+
+def unused_thinking(engine: Engine) -> str | None:
+    """Return that a limit of thinking was given to a model that does not think; None where it is of use."""
+    think = engine.thinking()
+    if engine.spec.thinks or think.mode != "open":
+        return None
+    return f"{engine.spec.id} has no thinking of its own: --think {think.word} changes nothing"
 
 
 def chosen_settings(settings: Settings) -> dict[str, str]:
     """Return the settings that are not as they come, by name."""
-    given = {**asdict(settings), **asdict(settings.sampling)}
-    usual = {**asdict(Settings()), **asdict(Settings().sampling)}
+    given = {**asdict(settings), **asdict(settings.sampling), "think": settings.think.word}
+    usual = {**asdict(Settings()), **asdict(Settings().sampling), "think": Settings().think.word}
     return {name: str(value) for name, value in given.items() if name != "sampling" and value != usual[name]}
 
 
@@ -58,27 +93,74 @@ def timing_lines(reply: Reply) -> list[str]:
         f"prompt eval duration:  {timings.prefill_s:.3f} s",
         f"prompt eval rate:      {timings.prefill_tps:.1f} tokens/s",
         f"first token after:     {timings.first_token_s:.3f} s",
-        f"eval count:            {_count(generated)} (thinking {_count(usage.think_tokens, '')})",
+        f"eval count:            {_count(generated)} (thinking {_count(usage.think_tokens, '')}{_inside(usage)})",
         f"eval duration:         {timings.decode_s:.3f} s",
         f"eval rate:             {timings.decode_tps:.1f} tokens/s",
         f"peak memory:           {gigabytes(timings.peak_rss_bytes)}",
     ]
 
 
-def ending(reply: Reply, context_tokens: int, max_tokens: int | None) -> tuple[str, str] | None:
-    """Return why a reply ended before its time and what to type, or None for one that is whole."""
+def endings(reply: Reply, think: Thinking, context_tokens: int, max_tokens: int | None) -> list[Note]:
+    """Return why thinking and the reply ended before their time, and what to type; nothing for one that is whole."""
+    notes = [_thinking_end(reply, think, context_tokens, max_tokens), _reply_end(reply, context_tokens, max_tokens)]
+    return [note for note in notes if note is not None]
+
+
+def _thinking_end(reply: Reply, think: Thinking, context_tokens: int, max_tokens: int | None) -> Note | None:
+    words = cut_words(reply.cut, think)
+    is_said = (reply.cut, reply.finish) in (("max_tokens", "length"), ("context", "context"))
+    if not words or is_said:
+        return None
+    text = f"thinking was {words}"
+    match reply.cut:
+        case "budget" | "time":
+            return Note(text, _more_thinking(think), is_warning=False)
+        case "context":
+            return Note(text, f"--ctx {2 * context_tokens}")
+        case "max_tokens":
+            return Note(text, f"--max-tokens {2 * (max_tokens or 1024)}")
+        case "loop":
+            return Note(text, REPEATS_LESS)
+        case _:
+            return Note(text, is_warning=False)
+
+
+def _more_thinking(think: Thinking) -> str:
+    """Return what to type for more of it: the next word, or twice the limit."""
+    if think.max_tokens is not None and think.word == str(think.max_tokens):
+        return f"--think {2 * think.max_tokens}"
+    if think.max_s is not None and think.word not in ("", "auto", "on"):
+        return f"--think {2 * think.max_s:g}s"
+    return f"--think {NEXT_WORDS.get(think.word, 'max')}"
+
+
+def _reply_end(reply: Reply, context_tokens: int, max_tokens: int | None) -> Note | None:
     match reply.finish:
         case "length":
-            what = "thinking" if reply.cut == "max_tokens" else "the answer"
-            return f"{what} was cut at {max_tokens:,} tokens", f"--max-tokens {2 * (max_tokens or 1024)}"
+            what = "thinking" if not reply.answer else "the answer" if reply.cut != "max_tokens" else "the reply"
+            return Note(f"{what} was cut at {max_tokens:,} tokens", f"--max-tokens {2 * (max_tokens or 1024)}")
         case "context":
-            return f"the context of {context_tokens:,} tokens is full: the reply was cut", f"--ctx {2 * context_tokens}"
+            return Note(
+                f"the context of {context_tokens:,} tokens is full: the reply was cut", f"--ctx {2 * context_tokens}"
+            )
         case "loop":
-            return "the model repeated itself and was stopped", "-o repeat_penalty=1.1"
+            return Note("the answer repeated itself and was stopped", REPEATS_LESS)
         case "empty":
-            return "the model ended without an answer", "--no-think" if reply.thinking else "--temp 0.6"
+            return Note("the model ended without an answer", "--no-think" if reply.thinking else "--temp 0.6")
         case _:
             return None
+
+
+def lowered(started: Started, think: Thinking, context_tokens: int) -> Note | None:
+    """Return that less thinking was left than the person asked for, or none; None where it was as asked."""
+    if think.mode != "open" or think.max_tokens == 0:
+        return None
+    if started.think_state == "closed":
+        return Note(f"the model's chat template closes thinking: --think {think.word} changes nothing")
+    if think.max_tokens is None or started.think_tokens is None or started.think_tokens >= think.max_tokens:
+        return None
+    text = f"the prompt left thinking {started.think_tokens:,} of the {think.max_tokens:,} tokens that were asked for"
+    return Note(text, f"--ctx {2 * context_tokens}")
 
 
 def outgrown(plan: Plan, reply: Reply) -> str | None:
@@ -108,6 +190,8 @@ def in_chat(hint: str) -> str:
     match flag:
         case "--no-think":
             return "/think off"
+        case "--think":
+            return f"/think {value}"
         case "--max-tokens":
             return f"/set max_tokens {value}"
         case "--temp":
@@ -120,6 +204,12 @@ def in_chat(hint: str) -> str:
 
 def _count(tokens: int | None, unit: str = " tokens") -> str:
     return "unknown" if tokens is None else f"{tokens:,}{unit}"
+
+
+def _inside(usage: Usage) -> str:
+    """Return what of the thinking were tags and what was put in for the model, where there was any."""
+    parts = ((usage.tag_tokens, "tags"), (usage.injected_tokens, "injected"))
+    return "".join(f", {count:,} of them {what}" for count, what in parts if count)
 
 
 def _listed(head: str, lines: tuple[str, ...]) -> list[str]:

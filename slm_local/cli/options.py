@@ -70,9 +70,25 @@ class Flags(EngineFlags):
         _flag("-f", "--file", group=ASKED, metavar="PATH", text="a text file put before the prompt; repeatable"),
     ] = None
     think: Annotated[
-        str | None, _flag("--think", group=THINKING, metavar="on|off|auto", text="whether the model thinks first")
+        str | None,
+        _flag(
+            "--think",
+            group=THINKING,
+            metavar="WHAT",
+            text="off, on, auto, low, medium, high, max, N tokens, or a time such as 30s",
+        ),
+    ] = None
+    think_budget: Annotated[
+        str | None, _flag("--think-budget", group=THINKING, metavar="N", text="the same as --think N")
     ] = None
     no_think: Annotated[bool, _flag("--no-think", group=THINKING, text="the same as --think off")] = False
+    answer_reserve: Annotated[
+        str | None,
+        _flag("--answer-reserve", group=THINKING, metavar="N", text="tokens kept free for the answer"),
+    ] = None
+    no_loop_guard: Annotated[
+        bool, _flag("--no-loop-guard", group=THINKING, text="let it go on when it repeats itself")
+    ] = False
     hide_thinking: Annotated[
         bool, _flag("--hide-thinking", "--hidethinking", group=THINKING, text="let it think, but don't show it")
     ] = False
@@ -110,16 +126,23 @@ class Flags(EngineFlags):
         str | None, _flag("--pace", group=SHOWN, metavar="N", text="show N tokens a second; 0 shows them as they come")
     ] = None
 
+    no_log: Annotated[bool, _flag("--no-log", group=SHOWN, text="don't keep it in the history")] = False
+
     def given(self) -> dict[str, object]:
         """Return the flags by their settings' names, None for one that was not given. Errors: `UsageError`."""
-        if self.no_think and self.think not in (None, "off"):
-            raise UsageError(f"--no-think and --think {self.think} contradict each other", hint="--think off")
-        names = ("system", "top_p", "top_k", "min_p", "seed", "max_tokens")
+        words = {"--think": self.think, "--think-budget": self.think_budget, "--no-think": "off" * self.no_think}
+        asked = {flag: word for flag, word in words.items() if word}
+        if len(set(asked.values())) > 1:
+            given = " and ".join(flag if flag == "--no-think" else f"{flag} {word}" for flag, word in asked.items())
+            raise UsageError(f"{given} contradict each other", hint=f"--think {next(iter(asked.values()))}")
+        names = ("system", "top_p", "top_k", "min_p", "seed", "max_tokens", "answer_reserve")
         return {
             **EngineFlags.given(self),
             **{name: getattr(self, name) for name in names},
-            "think": "off" if self.no_think else self.think,
+            "think": next(iter(asked.values()), None),
+            "loop_guard": False if self.no_loop_guard else None,
             "hide_thinking": self.hide_thinking or None,
+            "log": False if self.no_log else None,
             "temperature": self.temp,
             "stop": tuple(self.stop) if self.stop else None,
             **dict(sampling_option(text) for text in self.option or ()),
@@ -136,6 +159,18 @@ class Flags(EngineFlags):
         if not 0.0 <= pace <= 10_000.0:
             raise UsageError(f"--pace takes tokens a second, 0 to 10000, not {self.pace!r}", hint="--pace 60")
         return pace or None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatFlags(Flags):
+    """What `run` and `chat` take beside: which kept conversation to go on with."""
+
+    goes_on: Annotated[
+        bool, _flag("-c", "--continue", group=ASKED, text="go on with the last conversation, and its model")
+    ] = False
+    chat: Annotated[
+        str | None, _flag("--chat", group=ASKED, metavar="ID", text="go on with this one of slm history")
+    ] = None
 
 
 def takes(shared: type[EngineFlags]) -> Callable[[Callable[..., int]], Callable[..., int]]:

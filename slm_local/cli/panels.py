@@ -14,12 +14,12 @@ from rich.live_render import LiveRender
 from rich.segment import Segment
 from rich.text import Text
 
-from slm_local.cli.blocks import Block, BlockSplitter
-from slm_local.cli.markdown import rendered, rendered_tail
 from slm_local.cli.render import Terminal, rule
 from slm_local.cli.stream import Outcome
-from slm_local.cli.views import show_reading
+from slm_local.cli.views import show_reading, thinking_head
 from slm_local.generation import AnswerDelta, Done, PromptProgress, Started, StreamEvent, ThinkDelta
+from slm_local.markdown.blocks import Block, BlockSplitter
+from slm_local.markdown.rendering import rendered, rendered_tail
 from slm_local.sanitize import Visible, one_line
 
 FRAME_S = 1 / 10
@@ -34,8 +34,12 @@ class PanelView:
 
     frame_s = FRAME_S
 
-    def __init__(self, terminal: Terminal, model: str, *, shows_thinking: bool, is_quiet: bool = False) -> None:
+    def __init__(
+        self, terminal: Terminal, model: str, *, shows_thinking: bool, limit: str = "", is_quiet: bool = False
+    ) -> None:
+        """`limit` says how far thinking may go; it is shown where it begins."""
         self._terminal = terminal
+        self._limit = limit
         self._model = one_line(model, 60)
         self._shows_thinking = shows_thinking and not is_quiet
         self._is_quiet = is_quiet
@@ -70,14 +74,14 @@ class PanelView:
             case _:
                 assert_never(event)
 
-    def draw(self, now_s: float, *, is_stopping: bool) -> None:
+    def draw(self, now_s: float, *, remark: str) -> None:
         """Print what is complete and redraw the rest."""
         if self._blocks is not None:
             if self._is_changed:
                 self._draw([Text()] * self._has_block + [rendered_tail(self._blocks)])
         elif self._think_begun_s is not None and not self._is_quiet:
             self._think_until_s = now_s
-            self._draw(self._thinking_tail("stopping…" if is_stopping else "Ctrl-C stops"))
+            self._draw(self._thinking_tail(remark))
         self._is_changed = False
 
     def close(self, outcome: Outcome) -> None:
@@ -95,7 +99,8 @@ class PanelView:
         if self._think_begun_s is None:
             self._think_begun_s = at_s
             if self._shows_thinking:
-                self._complete.append(self._rule("thinking"))
+                line, *limit = thinking_head(f"thinking · {self._model}", self._terminal.columns, self._limit)
+                self._complete += [Text(line, style="cyan", no_wrap=True), *(Text(each, style="dim") for each in limit)]
         self._think_until_s = at_s
         self._think_tokens += event.tokens
         if self._shows_thinking:

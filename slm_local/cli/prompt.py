@@ -43,10 +43,13 @@ def split_model(
     return words[0], list(words[1:])
 
 
-def joined_prompt(terminal: Terminal, words: Sequence[str], files: Sequence[str]) -> str | None:
+def joined_prompt(
+    terminal: Terminal, words: Sequence[str], files: Sequence[str], *, hint: str = EMPTY_HINT
+) -> str | None:
     """Return the prompt; None where nothing was given and a person sits at stdin.
 
-    Order: words, stdin; with files: files, stdin, words. `UsageError` for an empty prompt or a file that is no text.
+    Order: words, stdin; with files: files, stdin, words. `UsageError` for an empty prompt, with `hint`, or a file that
+    is no text.
     """
     clean = whole_text(" ".join(words).encode("utf-8", "surrogateescape"), terminal, "the prompt")
     is_person = sys.stdin is not None and sys.stdin.isatty()
@@ -57,7 +60,7 @@ def joined_prompt(terminal: Terminal, words: Sequence[str], files: Sequence[str]
     parts = [*contents, piped, clean] if files else [clean, piped]
     joined = "\n\n".join(part for part in parts if part.strip())
     if not joined:
-        raise UsageError("the prompt is empty", hint=EMPTY_HINT)
+        raise UsageError("the prompt is empty", hint=hint)
     return joined
 
 

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from slm_local.cli.answering import registry_here
-from slm_local.cli.fetching import FetchView, confirm, title_of
+from slm_local.cli.fetching import FetchView, confirm
 from slm_local.cli.render import DIM, YELLOW, Terminal
 from slm_local.config import Settings, load_settings
 from slm_local.download.carry import carry
 from slm_local.download.hub import Hub
 from slm_local.engine import Meaning, make_offer, mean, ranked, take
 from slm_local.errors import DoesNotFit, EngineMissing, UsageError
+from slm_local.forecast import title_of
 from slm_local.hardware import measured_probe
 from slm_local.model import ModelSpec, Plan, Variant
 from slm_local.paths import paths

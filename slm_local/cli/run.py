@@ -7,19 +7,21 @@ from typing import Annotated
 import typer
 
 from slm_local.cli.answering import Form, Teller, registry_here, subject_of
-from slm_local.cli.options import SHOWN, Flags, takes
+from slm_local.cli.keeping import Kept, kept_chat, opened_store
+from slm_local.cli.options import SHOWN, ChatFlags, takes
 from slm_local.cli.prompt import joined_prompt, split_model
 from slm_local.cli.render import Terminal
 from slm_local.cli.views import Subject, nothing_yet, reply_object
 from slm_local.errors import Interrupted, SlmError, UsageError
 from slm_local.generation import Control
 from slm_local.session import ChatSession
+from slm_local.system import signalled
 
 
-@takes(Flags)
+@takes(ChatFlags)
 def command(
     context: typer.Context,
-    flags: Flags,
+    flags: ChatFlags,
     words: Annotated[list[str] | None, typer.Argument(metavar="MODEL [PROMPT]...", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object at the end", rich_help_panel=SHOWN)] = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="one JSON event a line", rich_help_panel=SHOWN)] = False,
@@ -49,7 +51,7 @@ def command(
 class _Run:
     """One run, as far as it has come: what a failure is about, and whether it was written already."""
 
-    def __init__(self, terminal: Terminal, flags: Flags, form: Form) -> None:
+    def __init__(self, terminal: Terminal, flags: ChatFlags, form: Form) -> None:
         self._terminal, self._flags, self._form = terminal, flags, form
         self.subject = Subject(model="", prompt="")
         self.has_written = False
@@ -57,34 +59,43 @@ class _Run:
     def run(self, words: list[str]) -> int:
         """Do it and return the exit code. Errors: everything that can go wrong before the first event, and after."""
         flags = self._flags
-        guess, rest = (flags.model, words) if flags.model else ("".join(words[:1]), words[1:])
+        is_named = bool(flags.model or flags.goes_on or flags.chat)
+        guess, rest = (flags.model or "", words) if is_named else ("".join(words[:1]), words[1:])
         self.subject = Subject(model=guess, prompt=" ".join(rest))
         flags.tokens_per_s(None)
-        default = flags.settings().model
+        settings = flags.settings()
         registry = registry_here(self._terminal)
-        reference, words = split_model(words, flags.model, default, registry)
-        self.subject = Subject(model=reference, prompt=" ".join(words))
-        registry.resolve(reference)
-        teller = Teller(terminal=self._terminal, flags=flags, registry=registry, form=self._form)
-        prompt = joined_prompt(self._terminal, words, flags.file or [])
-        return self._chat(teller, reference) if prompt is None else self._answer(teller, reference, prompt)
+        with opened_store(self._terminal, settings) as store:
+            kept = kept_chat(flags, store)
+            model = flags.model or (kept.model if kept else None)
+            reference, words = split_model(words, model, settings.model, registry)
+            self.subject = Subject(model=reference, prompt=" ".join(words))
+            registry.resolve(reference)
+            teller = Teller(terminal=self._terminal, flags=flags, registry=registry, form=self._form, store=store)
+            prompt = joined_prompt(self._terminal, words, flags.file or [])
+            if prompt is None:
+                return self._chat(teller, reference, kept)
+            return self._answer(teller, reference, prompt, kept)
 
-    def _answer(self, teller: Teller, reference: str, prompt: str) -> int:
+    def _answer(self, teller: Teller, reference: str, prompt: str, kept: Kept | None) -> int:
         self.subject = Subject(model=reference, prompt=prompt)
-        with teller.open(reference) as engine:
+        control = Control()
+        with signalled(control.end_thinking), teller.open(reference) as engine:
             self.subject = subject_of(engine, prompt)
-            control = Control()
-            events = ChatSession(engine).send(prompt, control)
+            session = ChatSession(engine, store=teller.store, kind="run", chat=kept.id if kept else None)
+            events = session.send(prompt, control)
             pace = teller.pace(engine)
             self.has_written = True
             outcome = teller.show(engine, events, control, self.subject, pace)
+            teller.say_unkept(session)
+            teller.say_unused(outcome)
         if outcome.error is not None:
             raise outcome.error
         return 130 if outcome.was_interrupted else 0
 
-    def _chat(self, teller: Teller, reference: str) -> int:
+    def _chat(self, teller: Teller, reference: str, kept: Kept | None) -> int:
         if self._form != "text":
             raise UsageError(f"--{self._form} needs a prompt", hint=f'slm run {reference} "..." --{self._form}')
         from slm_local.cli.chat import chat
 
-        return chat(teller, reference)
+        return chat(teller, reference, kept)

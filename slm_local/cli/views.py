@@ -73,17 +73,27 @@ def show_reading(terminal: Terminal, event: Started | PromptProgress) -> None:
         terminal.status(f"reading the prompt · {total:,} tokens · {100 * done // total} %")
 
 
+def thinking_head(title: str, columns: int, limit: str) -> list[str]:
+    """Return the rule above thinking with how far that may go, in a line of its own where the rule has no room."""
+    line = rule(title, columns, limit)
+    return [line] if title in line and limit in line else [rule(title, columns), limit]
+
+
 class PlainView:
     """The answer on stdout as it comes, thinking on stderr; on a terminal without escapes titled rules part them."""
 
     frame_s = PIPE_FRAME_S
 
-    def __init__(self, terminal: Terminal, subject: Subject, *, shows_thinking: bool, is_quiet: bool = False) -> None:
+    def __init__(
+        self, terminal: Terminal, subject: Subject, *, shows_thinking: bool, limit: str = "", is_quiet: bool = False
+    ) -> None:
+        """`limit` says how far thinking may go; it is shown where it begins."""
         self._terminal = terminal
         self._subject = subject
         self._is_quiet = is_quiet
         self._shows_thinking = shows_thinking and not is_quiet
         self._has_rules = terminal.out_is_terminal and not is_quiet
+        self._limit = limit
         self._dims = terminal.err_is_rich and not self._has_rules
         self._side = ""
         self._visible = Visible()
@@ -107,7 +117,7 @@ class PlainView:
             case _:
                 assert_never(event)
 
-    def draw(self, now_s: float, *, is_stopping: bool) -> None:
+    def draw(self, now_s: float, *, remark: str) -> None:
         """Do nothing: text was shown as it came."""
 
     def close(self, outcome: Outcome) -> None:
@@ -122,8 +132,14 @@ class PlainView:
             if not self._is_at_line_start:
                 self._put("\n")
         self._side, self._is_at_line_start = side, True
-        if side and self._has_rules:
-            self._terminal.line(rule(f"{side} · {self._subject.model}", self._terminal.columns))
+        title, columns = f"{side} · {self._subject.model}", self._terminal.columns
+        if side == "thinking" and self._has_rules:
+            for line in thinking_head(title, columns, self._limit):
+                self._terminal.line(line)
+        elif side and self._has_rules:
+            self._terminal.line(rule(title, columns))
+        elif side == "thinking" and self._limit:
+            self._terminal.say(self._limit, DIM)
 
     def _put(self, text: str) -> None:
         if not text:
@@ -147,7 +163,7 @@ class JsonView:
     def feed(self, event: StreamEvent, at_s: float) -> None:
         """Do nothing: the outcome holds it all."""
 
-    def draw(self, now_s: float, *, is_stopping: bool) -> None:
+    def draw(self, now_s: float, *, remark: str) -> None:
         """Do nothing."""
 
     def close(self, outcome: Outcome) -> None:
@@ -177,7 +193,7 @@ class JsonLinesView:
             case _:
                 assert_never(event)
 
-    def draw(self, now_s: float, *, is_stopping: bool) -> None:
+    def draw(self, now_s: float, *, remark: str) -> None:
         """Do nothing."""
 
     def close(self, outcome: Outcome) -> None:

@@ -27,7 +27,7 @@ from slm_local.generation import (
     Reply,
     Sampling,
     StreamEvent,
-    ThinkMode,
+    Thinking,
 )
 from slm_local.gguf_header import checked_header
 from slm_local.measured import remember_reply
@@ -37,6 +37,7 @@ from slm_local.paths import make_folder, paths
 from slm_local.registry import Registry
 from slm_local.selector import does_not_fit
 from slm_local.system import largest_program
+from slm_local.thinking import patient
 from slm_local.worker import Worker
 
 SILENCE_S = 0.5
@@ -95,12 +96,16 @@ class Engine:
     """An open model. A context manager; `close` ends its child, and a later request would start another."""
 
     def __init__(self, choice: Choice, *, on_status: Status | None = None) -> None:
+        self.reference = choice.reference
+        """As it was typed."""
         self.spec = choice.spec
         self.settings = choice.settings
         self.notes = choice.notes
         self.plan = _runnable(choice)
         self.system = choice.settings.system if choice.settings.system is not None else choice.spec.system
         self.load_s = 0.0
+        self.patience_s: float | None = None
+        """How long a person waits for thinking of which nobody said how long it may take; None: to its end."""
         self._load_settings = _load_settings(self.plan, choice.settings)
         self._facts: ModelFacts | None = None
         self._on_status = on_status or (lambda text: None)
@@ -135,10 +140,11 @@ class Engine:
         self.load_s = self._unreported_load_s = time.perf_counter() - begun
 
     def request(
-        self, messages: Sequence[Message] | str, *, think: ThinkMode | None = None, max_tokens: int | None = None
+        self, messages: Sequence[Message] | str, *, think: Thinking | None = None, max_tokens: int | None = None
     ) -> GenerationRequest:
         """Make a request with the user's settings over the model's defaults; a string is a single user turn.
 
+        `think` None, or one in which nothing is asked for, is the settings', else the model's own.
         Errors: `UsageError` for a prompt of nothing but white space.
         """
         if isinstance(messages, str):
@@ -146,19 +152,36 @@ class Engine:
                 raise UsageError("the prompt is empty", hint='slm run MODEL "What is 47 + 38?"')
             shown = [Message(role="system", content=self.system)] if self.system else []
             messages = [*shown, Message(role="user", content=messages)]
-        think = think or self.settings.think
+        asked = self.thinking(think)
         return GenerationRequest(
-            messages=tuple(messages),
-            sampling=self.sampling(think),
+            messages=_in_user_turn(messages) if self.spec.advises_against_system else tuple(messages),
+            sampling=self.sampling(asked),
             max_tokens=max_tokens or self.settings.max_tokens,
             stop=self.settings.stop,
-            think=think,
+            think=asked.mode,
+            think_tokens=asked.max_tokens,
+            think_s=asked.max_s,
+            answer_reserve=self.settings.answer_reserve,
+            has_loop_guard=self.settings.loop_guard,
         )
 
-    def sampling(self, think: ThinkMode) -> Sampling:
+    def thinking(self, asked: Thinking | None = None) -> Thinking:
+        """Return the thinking that applies: as asked for, else as set, else as the model's entry says.
+
+        It has a limit where one is given, or where somebody has no patience without one.
+        """
+        nothing = Thinking()
+        choices = (asked or nothing, self.settings.think, self.spec.thinking)
+        think = next((each for each in choices if each != nothing), nothing)
+        if self.patience_s is None or think.mode == "off" or not self.spec.thinks:
+            return think
+        plan = self.plan
+        return patient(think, self.patience_s, decode_tps=plan.expected_decode_tps, context_tokens=plan.context_tokens)
+
+    def sampling(self, think: Thinking | None = None) -> Sampling:
         """Return the sampling that applies: the model's defaults for this way of thinking under the user's own."""
         defaults = self.spec.sampling
-        if think == "off" and self.spec.sampling_no_think is not None:
+        if self.thinking(think).mode == "off" and self.spec.sampling_no_think is not None:
             defaults = self.spec.sampling_no_think
         applied = _overlay(Sampling(), defaults)
         return _overlay(applied, self.settings.sampling)
@@ -246,10 +269,21 @@ def _load_settings(plan: Plan, settings: Settings) -> LoadSettings:
         tags=plan.spec.tags,
         think=plan.spec.think,
         template=_template(settings, plan.spec),
+        bridge=settings.bridge if settings.bridge is not None else plan.spec.bridge,
         device=plan.device,
         prompt_tokens=plan.prompt_tokens,
         response_tokens=plan.response_tokens,
     )
+
+
+def _in_user_turn(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Put a system prompt at the head of the first user turn, where there is one."""
+    roles = [message.role for message in messages]
+    if roles[:1] != ["system"] or "user" not in roles:
+        return tuple(messages)
+    at = roles.index("user")
+    asked = replace(messages[at], content=f"{messages[0].content}\n\n{messages[at].content}")
+    return (*messages[1:at], asked, *messages[at + 1 :])
 
 
 def _will_compile(settings: LoadSettings) -> bool:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from slm_local.generation import Thinking
+from slm_local.thinking import read_thinking
+
 Path = tuple[str | int, ...]
 """Keys and positions that lead to a value inside an entry."""
 
@@ -88,9 +91,13 @@ class Table:
     """Checks a table against a schema of its own."""
 
     schema: Schema
+    short: str | None = None
+    """The key that a bare value in place of the table stands for."""
 
     def __call__(self, value: object) -> dict[str, Any]:
         """Return what is meant by the table's keys."""
+        if self.short is not None and isinstance(value, str | int | float):
+            return {self.short: self.schema[self.short](value)}
         return checked(value, self.schema)
 
     def unknown(self, value: object) -> list[tuple[Path, str]]:
@@ -176,6 +183,14 @@ def matching(pattern: str, sentence: str) -> Check:
         return str(value)
 
     return check
+
+
+def thinking(value: object) -> Thinking:
+    """Check how long a model is to think where nobody says."""
+    try:
+        return read_thinking(value)
+    except ValueError as error:
+        raise Fault(f"{error}, not {value!r}") from None
 
 
 def repository(value: object) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_local.generation import ReasoningTags, ThinkControl
+from slm_local.generation import ReasoningTags, ThinkControl, Thinking
 from slm_local.model import ModelSpec, SamplingDefaults, Score, Scores, Shape, Variant
 from slm_local.registry import checks, form
 from slm_local.registry.checks import Fault, Schema
@@ -132,21 +132,25 @@ def _spec(model: str, meant: Meant, origin: str) -> ModelSpec:
         "active_ffn",
         "context_tokens",
         "template",
+        "bridge",
         "system",
+        "advises_against_system",
         "verified",
         "refusal",
         "released",
         "notes",
         "aliases",
     }
+    think = dict(meant.get("think", {}))
     return ModelSpec(
         id=model,
         name=meant.get("name", model),
+        thinking=think.pop("default", Thinking()),
         shape=Shape(**meant.get("shape", {})),
         sampling=SamplingDefaults(**meant.get("sampling", {})),
         sampling_no_think=SamplingDefaults(**meant["sampling_no_think"]) if "sampling_no_think" in meant else None,
         tags=tags,
-        think=ThinkControl(**meant.get("think", {})) if tags is not None else None,
+        think=ThinkControl(**think) if tags is not None else None,
         variants=tuple(_variant(each, at, is_embedded) for at, each in enumerate(meant.get("variants", ()))),
         scores=_scores(meant["scores"]) if "scores" in meant else None,
         embedded=is_embedded,

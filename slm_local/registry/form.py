@@ -15,6 +15,7 @@ from slm_local.registry.checks import (
     rounded_size,
     scores,
     text,
+    thinking,
 )
 
 SHAPE: Schema = {
@@ -67,9 +68,11 @@ ENTRY: Schema = {
     "sampling": Table(SAMPLING),
     "sampling_no_think": Table(SAMPLING),
     "tags": Table({"open": text, "close": text, "force_open": flag, "skip": ListOf(text)}),
-    "think": Table({"switch": text, "off_word": text, "off_block": flag}),
+    "think": Table({"switch": text, "off_word": text, "off_block": flag, "default": thinking}, short="default"),
+    "bridge": text,
     "template": text,
     "system": text,
+    "advises_against_system": flag,
     "variants": ListOf(Table(VARIANT)),
     "verified": flag,
     "released": matching(r"\d{4}-\d{2}(-\d{2})?", "must be a date such as 2025-01 or 2025-01-20"),

@@ -14,7 +14,9 @@ from slm_local.system.devices import (
     opencl_drivers,
     power_source,
 )
+from slm_local.system.energy import EnergyCounter, EnergyReading, read_energy
 from slm_local.system.files import lock_down_file
+from slm_local.system.keys import TypedLine, TypedLines, can_type_lines, signalled
 from slm_local.system.memory import (
     Program,
     available_memory_bytes,
@@ -47,12 +49,17 @@ __all__ = [
     "DRIVER_LIBRARIES",
     "KILL_WAIT_S",
     "Accelerator",
+    "EnergyCounter",
+    "EnergyReading",
     "Power",
     "Program",
     "SpawnOptions",
+    "TypedLine",
+    "TypedLines",
     "accelerators",
     "available_memory_bytes",
     "cache_bytes",
+    "can_type_lines",
     "cpu_flags",
     "cpu_name",
     "cpu_vendor",
@@ -71,7 +78,9 @@ __all__ = [
     "peak_rss_bytes",
     "physical_cores",
     "power_source",
+    "read_energy",
     "restrict_core_dumps",
+    "signalled",
     "spawn_options",
     "total_memory_bytes",
     "without_secrets",

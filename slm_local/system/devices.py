@@ -113,7 +113,7 @@ def distributions() -> tuple[str, ...]:
 def power_source() -> Power | None:
     """Return where the power comes from; None where the system does not say, as on most desktops."""
     if sys.platform == "linux":
-        found = _linux_power(Path("/sys/class/power_supply"))
+        found = linux_power(Path("/sys/class/power_supply"))
     else:
         found = _told_power()
     return found
@@ -161,18 +161,23 @@ def _access(node: Path | None) -> tuple[Literal["open", "denied", "absent"] | No
     return ("open" if os.access(node, os.R_OK | os.W_OK) else "denied"), group, is_member
 
 
-def _linux_power(supplies: Path) -> Power | None:
-    """Read Linux's list of power supplies; batteries of mice and headsets are not this machine's."""
+def linux_power(supplies: Path) -> Power | None:
+    """Read Linux's list of power supplies."""
     is_plugged, charging = False, set[str]()
     for supply in supplies.glob("*"):
         kind = text_in(supply / "type")
         if kind in SUPPLIES_MAINS:
             is_plugged = is_plugged or text_in(supply / "online") not in ("", "0")
-        elif kind == "Battery" and text_in(supply / "scope") != "Device":
+        elif is_own_battery(supply):
             charging.add(text_in(supply / "status"))
     if "Discharging" in charging and not is_plugged:
         return "battery"
     return "mains" if is_plugged or charging else None
+
+
+def is_own_battery(supply: Path) -> bool:
+    """Tell whether a power supply of Linux is a battery of this machine, and not one of a mouse or a headset."""
+    return text_in(supply / "type") == "Battery" and text_in(supply / "scope") != "Device"
 
 
 def _kind(base_class: int) -> Literal["gpu", "npu"] | None:

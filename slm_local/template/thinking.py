@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from slm_local.errors import UsageError
 from slm_local.generation import Message, Prompt, PromptRun, ReasoningTags, ThinkControl, ThinkMode
-from slm_local.reasoning import think_state
+from slm_local.reasoning import line_break, think_state
 from slm_local.template.chat import ChatTemplate
 
 Runs = tuple[PromptRun, ...]
@@ -32,8 +32,10 @@ def prompt_for(
     match think:
         case "off":
             runs = _closed(template, messages, control, tags, adds_bos)
-        case "on":
-            runs = _opened(template.render(messages, adds_bos=adds_bos, variables=_switched(control, True)), tags)
+        case "on" | "open":
+            runs = template.render(messages, adds_bos=adds_bos, variables=_switched(control, True))
+            if think == "on" or think_state(_tail(runs), tags) != "closed":
+                runs = _opened(runs, tags)
         case "auto":
             runs = _as_left(template, messages, control, tags, adds_bos)
     return _prompt(runs, tags)
@@ -48,7 +50,7 @@ def _closed(
     if control.switch is None and control.off_word is not None:
         messages = _with_system_word(messages, control.off_word)
     runs = template.render(messages, adds_bos=adds_bos, variables=_switched(control, False))
-    line = _line_break(tags)
+    line = line_break(tags)
     match think_state(_tail(runs), tags):
         case "open":
             return _appended(runs, f"{'' if _tail(runs).endswith(line) else line}{line}{tags.close}{line}{line}")
@@ -69,7 +71,7 @@ def _opened(runs: Runs, tags: ReasoningTags) -> Runs:
                 hint="give another chat template: --template FILE",
             )
         case "unopened":
-            return _appended(runs, tags.open + _line_break(tags))
+            return _appended(runs, tags.open + line_break(tags))
 
 
 def _as_left(
@@ -82,11 +84,6 @@ def _as_left(
         # llama.cpp's copies of the templates of R1-Distill-Qwen-32B and QwQ do so; a reasoning model should think.
         return template.render(messages, adds_bos=adds_bos, variables=_switched(control, True))
     return _opened(runs, tags) if state == "unopened" and tags.force_open else runs
-
-
-def _line_break(tags: ReasoningTags) -> str:
-    """Return what the tag's family writes after a tag: `<think>` stands on a line of its own, `[THINK]` does not."""
-    return "" if tags.open.endswith(("|>", "]")) else "\n"
 
 
 def _switched(control: ThinkControl, is_on: bool) -> dict[str, object]:

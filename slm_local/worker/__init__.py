@@ -42,6 +42,7 @@ KEPT_LOGS = 8
 T = TypeVar("T")
 
 _CANCEL = object()
+_END_THINKING = object()
 _ENDED = object()
 
 
@@ -94,13 +95,14 @@ class Worker:
     def stream(self, request: GenerationRequest, control: Control) -> Iterator[StreamEvent]:
         """Run one request; yield its events.
 
-        A cancelled request still ends with its `Done`. Errors: the child's own; `WorkerCrashed` when the child died
-        or had to be killed because it did not answer a cancel.
+        A cancelled request still ends with its `Done`; a control that ends thinking has the answer begin. Errors: the
+        child's own; `WorkerCrashed` when the child died or had to be killed because it did not answer a cancel.
         """
         request_id = next(self._ids)
         inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._inboxes[request_id] = inbox
-        control.on_cancel(lambda: inbox.put(_CANCEL))
+        control.on_cancel(lambda: inbox.put(_CANCEL))  # maybe from a signal handler: it must not wait for the pipe
+        control.on_end_thinking(lambda: inbox.put(_END_THINKING))
         is_over = False
         try:
             self._send({"op": "start", "id": request_id, "request": request})
@@ -123,6 +125,8 @@ class Worker:
             if message is _CANCEL:
                 self._send({"op": "cancel", "id": request_id})
                 deadline = time.monotonic() + KILL_GRACE_S + 2 * self._chunk_s
+            elif message is _END_THINKING:
+                self._send({"op": "end_thinking", "id": request_id})
             elif message is not None:
                 event = message["event"]
                 if isinstance(event, (Started, PromptProgress)):
@@ -174,7 +178,7 @@ class Worker:
             return None
         if message is _ENDED:
             raise self._crash()
-        if message is not _CANCEL and message["op"] == "failed":
+        if isinstance(message, dict) and message["op"] == "failed":
             raise error_of(_expect(FailureRecord, message["record"]))
         return message
 

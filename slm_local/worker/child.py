@@ -57,6 +57,8 @@ class _Child:
             message = from_line(line)
             if message["op"] == "cancel":
                 self._cancel(message["id"])
+            elif message["op"] == "end_thinking" and self._driver is not None:
+                self._driver.end_thinking(message["id"])
             else:
                 self._messages.put(message)
         os._exit(0)

@@ -25,6 +25,7 @@ from slm_local.generation import (
     LoadSettings,
     ModelFacts,
     Piece,
+    PieceEnd,
     Prompt,
     PromptProgress,
     Sampling,
@@ -53,6 +54,8 @@ class LlamaCppBackend:
         self.decode_s = 0.0
         """Seconds spent inside `llama_decode`, for measuring what everything else costs."""
         self.sample_s = 0.0
+        self.decoded_tokens = 0
+        """Tokens put into the KV cache by decodes that finished; one that is computed twice counts twice."""
 
     # ---- loading
 
@@ -166,7 +169,7 @@ class LlamaCppBackend:
         slot.prompt_left, slot.prompt_tokens = len(slot.queue), len(ids)
         slot.chain = sampler_chain(self._lib, sampling, self._vocabulary.size, ids)
         slot.text = TokenText()
-        slot.outbox = []
+        slot.injected, slot.has_ended = [], False
         self._by_handle[slot.handle.id] = slot
         return slot.handle
 
@@ -183,17 +186,21 @@ class LlamaCppBackend:
         return [token for run in prompt.runs for token in tokenize(run.text, parse_control=run.allows_control)]
 
     def inject(self, handle: Handle, text: str) -> None:
-        """Queue `text` behind the token sampled last; its tokens count for the penalties."""
+        """Queue `text` behind the token sampled last, an end token aside; its tokens count for the penalties."""
         slot = self._by_handle[handle.id]
-        ids = self._vocabulary.tokenize(text, parse_control=True)
+        slot.has_ended = False
         unfinished = slot.text.flush()
         if unfinished:
-            slot.outbox.append(Piece(handle=handle, text=unfinished, ids=()))
-        for token in ids:
+            slot.injected.append(Piece(handle=handle, text=unfinished, ids=()))
+        for token in self._vocabulary.tokenize(text, parse_control=True):
             self._lib.llama_sampler_accept(slot.chain, token)
             shown = slot.text.feed(self._vocabulary.piece(token))
-            slot.outbox.append(Piece(handle=handle, text=shown, ids=(token,), injected=True))
-        slot.queue.extend(ids)
+            slot.injected.append(Piece(handle=handle, text=shown, ids=(token,), injected=True))
+            slot.queue.append(token)
+
+    def token_count(self, text: str) -> int:
+        """Return how many tokens `inject` makes of a text."""
+        return len(self._vocabulary.tokenize(text, parse_control=True))
 
     def remove(self, handle: Handle) -> None:
         """Stop a sequence; its cells stay for the next prompt that begins alike."""
@@ -222,10 +229,8 @@ class LlamaCppBackend:
 
     def step(self, control: Control) -> list[Update]:
         """Decode one token of every sequence that generates and one chunk of one that reads its prompt."""
+        updates: list[Update] = [self._ended(slot, "", (), "context") for slot in self._too_long()]
         live = self._cache.live()
-        updates = [update for slot in live for update in slot.outbox]
-        for slot in live:
-            slot.outbox = []
         if not live or not self._arm(control):
             return updates
         rows = self._fill(live)
@@ -234,6 +239,7 @@ class LlamaCppBackend:
         spent = time.perf_counter() - begun
         self.decode_s += spent
         if status == 0:
+            self.decoded_tokens += self._batch.n_tokens
             if len(rows) == 1 and rows[0][1] > 1:
                 self._chunks.record(rows[0][1], spent)
             return updates + self._harvest(rows)
@@ -289,6 +295,8 @@ class LlamaCppBackend:
                 done = slot.prompt_tokens - slot.prompt_left
                 updates.append(PromptProgress(handle=slot.handle, done_tokens=done, total_tokens=slot.prompt_tokens))
             if row >= 0:
+                updates += slot.injected
+                slot.injected = []
                 updates.append(self._sample(slot, row))
         return updates
 
@@ -297,18 +305,26 @@ class LlamaCppBackend:
         begun = time.perf_counter()
         token = self._lib.llama_sampler_sample(slot.chain, self._context, row)
         self.sample_s += time.perf_counter() - begun
-        handle = slot.handle
         if self._vocabulary.is_end(token):
-            piece = Piece(handle=handle, text=slot.text.flush(), ids=(token,), end="stop")
-            self.remove(handle)
-            return piece
+            return self._ended(slot, "", (token,), "stop")
+        slot.queue.append(token)
         text = slot.text.feed(self._vocabulary.piece(token))
         if len(slot.cells) >= self._context_tokens:
-            piece = Piece(handle=handle, text=text + slot.text.flush(), ids=(token,), end="context")
-            self.remove(handle)
-            return piece
-        slot.queue.append(token)
-        return Piece(handle=handle, text=text, ids=(token,))
+            return self._ended(slot, text, (token,), "context")
+        return Piece(handle=slot.handle, text=text, ids=(token,))
+
+    def _too_long(self) -> list[Slot]:
+        """Return the slots whose injection leaves no place to go on."""
+        return [s for s in self._cache.live() if len(s.cells) + len(s.queue) > self._context_tokens]
+
+    def _ended(self, slot: Slot, text: str, ids: tuple[int, ...], end: PieceEnd) -> Piece:
+        """End a sequence; what was injected and not decoded is as if it never was."""
+        assert slot.handle is not None
+        slot.has_ended = True
+        dropped = sum(piece.injected for piece in slot.injected)
+        unfinished = "".join(piece.text for piece in slot.injected if not piece.injected) + slot.text.flush()
+        slot.injected, slot.queue = [], slot.queue[: len(slot.queue) - dropped]
+        return Piece(handle=slot.handle, text=text + unfinished, ids=ids, end=end)
 
     def _restore(self, rows: list[tuple[Slot, int, int]]) -> None:
         """Bring the cache back to the ledger after a decode that did not finish; what was queued stays queued."""
@@ -321,8 +337,4 @@ class LlamaCppBackend:
         """Empty an idle slot, else end the longest sequence: the cells are shared and they are all taken."""
         if self._cache.empty_one():
             return []
-        slot = max(live, key=lambda s: len(s.cells))
-        assert slot.handle is not None
-        piece = Piece(handle=slot.handle, text=slot.text.flush(), ids=(), end="context")
-        self.remove(slot.handle)
-        return [piece]
+        return [self._ended(max(live, key=lambda s: len(s.cells)), "", (), "context")]

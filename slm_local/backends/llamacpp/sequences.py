@@ -8,7 +8,7 @@ from typing import Any
 
 from slm_local.backends.base import shared_prefix
 from slm_local.backends.llamacpp.vocabulary import TokenText
-from slm_local.generation import Handle, Update
+from slm_local.generation import Handle, Piece
 
 
 @dataclass(slots=True)
@@ -24,7 +24,10 @@ class Slot:
     handle: Handle | None = None
     chain: Any = None
     text: TokenText = field(default_factory=TokenText)
-    outbox: list[Update] = field(default_factory=list)
+    injected: list[Piece] = field(default_factory=list)
+    """What an injection will show once its tokens, the last of `queue`, are decoded."""
+    has_ended: bool = False
+    """Whether the sequence came to an end and waits to be removed, or continued by an injection."""
     last_used: int = 0
 
 
@@ -44,8 +47,8 @@ class KvCache:
         self.slots = [Slot(sequence=i) for i in range(sequences)]
 
     def live(self) -> list[Slot]:
-        """Return the slots that a handle owns."""
-        return [slot for slot in self.slots if slot.handle is not None]
+        """Return the slots that have something to decode."""
+        return [slot for slot in self.slots if slot.handle is not None and not slot.has_ended]
 
     def take(self, prompt: Sequence[int]) -> tuple[Slot, int]:
         """Return a free slot and how many of the prompt's tokens it already holds.

@@ -51,8 +51,11 @@ class Sequence:
     """Where the chunk ends that its request reads; None: the request, if any, reads the rest and generates."""
     request: int | None = None
     is_generating: bool = False
+    has_ended: bool = False
+    """Whether it came to an end and waits to be removed, or continued by an injection."""
     text: TokenText = field(default_factory=TokenText)
-    outbox: list[Update] = field(default_factory=list)
+    injected: list[Piece] = field(default_factory=list)
+    """What an injection will show once its tokens, the last of `ids`, are read."""
 
 
 class OpenVinoBackend:
@@ -115,14 +118,19 @@ class OpenVinoBackend:
         """End the request and go on with another: prompt, what was generated, and `text`; penalties start anew."""
         sequence = self._live[handle.id]
         self._halt(sequence)
+        sequence.has_ended = False
         unfinished = sequence.text.flush()
         if unfinished:
-            sequence.outbox.append(Piece(handle=handle, text=unfinished, ids=()))
+            sequence.injected.append(Piece(handle=handle, text=unfinished, ids=()))
         for token in self._words.tokenize(text, parse_control=True):
             sequence.ids.append(token)
             shown = sequence.text.feed(self._words.piece(token))
-            sequence.outbox.append(Piece(handle=handle, text=shown, ids=(token,), injected=True))
+            sequence.injected.append(Piece(handle=handle, text=shown, ids=(token,), injected=True))
         sequence.seed = (sequence.seed + 1) % 2**32  # the same draws over again would be no draws
+
+    def token_count(self, text: str) -> int:
+        """Return how many tokens `inject` makes of a text."""
+        return len(self._words.tokenize(text, parse_control=True))
 
     def remove(self, handle: Handle) -> None:
         """Stop a sequence; its blocks stay for the next prompt that begins alike."""
@@ -144,19 +152,16 @@ class OpenVinoBackend:
             self._ledger.remember(sequence.ids[:-1])  # the token sampled last was not computed yet
         elif sequence.read_tokens:
             self._ledger.remember(sequence.ids[: sequence.read_tokens])
-        sequence.request = sequence.chunk_end = None
+        sequence.read_tokens, sequence.request, sequence.chunk_end = 0, None, None
         sequence.is_generating = False
 
     # ---- the loop
 
     def step(self, control: Control) -> list[Update]:
         """Decode one token of every sequence that generates and read one chunk of one that reads its prompt."""
-        updates = [update for sequence in self._live.values() for update in sequence.outbox]
-        for sequence in self._live.values():
-            sequence.outbox = []
         if control.cancelled or not self._live:
-            return updates
-        updates += self._end_full()
+            return []
+        updates: list[Update] = [self._ended(sequence, "", (), "context") for sequence in self._too_long()]
         chunk = self._feed()
         begun = time.perf_counter()
         try:
@@ -177,10 +182,10 @@ class OpenVinoBackend:
 
         One reads at a time, so that a step stays short and a prompt asked for twice is computed once.
         """
-        waiting = [sequence for sequence in self._live.values() if sequence.request is None]
+        waiting = [each for each in self._live.values() if each.request is None and not each.has_ended]
         if not waiting or any(sequence.chunk_end is not None for sequence in self._live.values()):
             return 0
-        sequence = waiting[0]
+        sequence = next((each for each in waiting if each.injected), waiting[0])  # its reader waits for the answer
         known, end = 0, len(sequence.ids)
         if self._pipeline.keeps_prefixes:
             known = max(sequence.read_tokens, self._ledger.known(sequence.ids))
@@ -197,11 +202,11 @@ class OpenVinoBackend:
         ends = self._ends
         return generation_config(genai(), fields, seed=seed, most_tokens=most_tokens, end_id=min(ends), end_ids=ends)
 
-    def _end_full(self) -> list[Update]:
-        """End the sequences that wait for a request and are too long to be read again."""
+    def _too_long(self) -> list[Sequence]:
+        """Return the sequences that wait for a request and are too long to be read again."""
         longest = min(self._context_tokens, self._pipeline.longest_prompt)
-        full = [each for each in self._live.values() if each.request is None and len(each.ids) > longest]
-        return [self._ended(sequence, "", (), "context") for sequence in full]
+        waiting = [each for each in self._live.values() if each.request is None and not each.has_ended]
+        return [each for each in waiting if len(each.ids) > longest]
 
     def _harvest(self, sequence: Sequence, output: Output) -> list[Update]:
         if sequence.chunk_end is not None:
@@ -211,6 +216,8 @@ class OpenVinoBackend:
             if not sequence.is_generating:
                 sequence.is_generating = True
                 updates += self._progress(sequence, sequence.handle.prompt_tokens or 0)
+                updates += sequence.injected
+                sequence.injected = []
             if token in self._ends:
                 return [*updates, self._ended(sequence, "", (token,), "stop")]
             sequence.ids.append(token)
@@ -239,5 +246,10 @@ class OpenVinoBackend:
         return [PromptProgress(handle=handle, done_tokens=sequence.told_tokens, total_tokens=total)]
 
     def _ended(self, sequence: Sequence, text: str, ids: tuple[int, ...], end: PieceEnd) -> Piece:
-        self.remove(sequence.handle)
-        return Piece(handle=sequence.handle, text=text + sequence.text.flush(), ids=ids, end=end)
+        """End a sequence; what was injected and not read is as if it never was."""
+        self._halt(sequence)
+        sequence.has_ended = True
+        dropped = sum(piece.injected for piece in sequence.injected)
+        unfinished = "".join(piece.text for piece in sequence.injected if not piece.injected) + sequence.text.flush()
+        sequence.injected, sequence.ids = [], sequence.ids[: len(sequence.ids) - dropped]
+        return Piece(handle=sequence.handle, text=text + unfinished, ids=ids, end=end)

@@ -21,6 +21,11 @@ WARM_UP_TOKENS = 32
 
 PENALTIES = "OpenVINO's penalties look at the whole text, repeat_last_n aside, and start anew where thinking is ended"
 
+REREADS = (
+    "this device reads prompt and thoughts again where thinking is ended: an answer now comes after about as long as "
+    "the first token took, and longer by as much as was thought since"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
@@ -51,6 +56,7 @@ def load_model(settings: LoadSettings, control: Control, on_progress: Callable[[
     except (RuntimeError, MemoryError) as error:
         refuse_load(error, settings.model_path, settings.device)
     notes = (*mended, _effective(report, settings), _compiling(folder, known, spent_s), PENALTIES)
+    notes += () if pipeline.keeps_prefixes else (REREADS,)
     facts = _facts(source, settings, pipeline, notes)
     return Loaded(pipeline=pipeline, words=source.words, facts=facts, warm_up_s=warm_up_s)
 
@@ -104,8 +110,12 @@ def _facts(source: Source, settings: LoadSettings, pipeline: Pipeline, notes: tu
 
 
 def capabilities(settings: LoadSettings, pipeline: Pipeline) -> frozenset[str]:
-    """Return what this way of running can do; `cached_tokens` is never among it: the runtime does not tell."""
+    """Return what this way of running can do; `cached_tokens` is never among it: the runtime does not tell.
+
+    "rereads" is what it must do: read everything again to go on after an injection.
+    """
     found = {"samples"} if pipeline.sequences > 1 else set()
+    found |= set() if pipeline.keeps_prefixes else {"rereads"}
     return frozenset(found | ({"threads"} if settings.device == "cpu" else set()))
 
 

@@ -19,7 +19,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from slm_local.cli.blocks import Block, BlockSplitter
+from slm_local.markdown.blocks import Block, BlockSplitter
 
 CODE_THEME = "ansi_dark"
 """The terminal's own colours: readable on dark and light."""

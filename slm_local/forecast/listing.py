@@ -1,4 +1,4 @@
-"""What `slm ls` lists: one row a model's file or folder, with where it is, what to type for it and what it takes here.
+"""What `slm ls` and the picker list: one row a model's file or folder, where it is, what to type for it, what it takes.
 
 Only headers are read, and those remembered; nothing is hashed.
 """
@@ -84,10 +84,8 @@ class Row:
     def cells(self) -> list[str]:
         """Return what people are shown, in the columns of `HEAD`."""
         spec, variant, fit = self.spec, self.variant, self.fit
-        is_known = spec.origin != "file"
-        name = spec.id if is_known else self.found.name if self.found else spec.id
         return [
-            name,
+            self.name,
             variant.quant if variant.kind == "gguf" else f"{variant.kind} {variant.quant}",
             gigabytes(variant.size_bytes) if variant.size_bytes is not None else "?",
             f"{spec.context_tokens:,}" if spec.context_tokens else self._unknown(),
@@ -97,6 +95,30 @@ class Row:
             self._place(),
             "  ".join(each for each in (self.by_file, self._remark()) if each),
         ]
+
+    @property
+    def name(self) -> str:
+        """Return what people call it: the registry's name, or the one that the program that keeps it uses."""
+        return self.found.name if self.found and self.spec.origin == "file" else self.spec.id
+
+    def line(self) -> str:
+        """Say what people choose by: form, size, fit, speed, thinking, licence, where it is; or what is wrong."""
+        if self.problem is not None:
+            return f"broken: {self.problem}"
+        spec, variant, fit = self.spec, self.variant, self.fit
+        return " · ".join(
+            each
+            for each in (
+                variant.quant if variant.kind == "gguf" else f"{variant.kind} {variant.quant}",
+                gigabytes(variant.size_bytes) if variant.size_bytes is not None else "size not known",
+                "fit not known" if fit.verdict == "Unknown" else fit.verdict,
+                f"about {rate(fit.decode_tps)} tok/s" if fit.decode_tps is not None else "",
+                "thinks" if spec.thinks else "",
+                spec.licence or "",
+                self._place().replace(ABSENT, "to fetch"),
+            )
+            if each
+        )
 
     def _fit(self) -> str:
         return self.fit.verdict if self.fit.verdict != "Unknown" else self._unknown()

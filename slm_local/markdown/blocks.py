@@ -59,6 +59,16 @@ class BlockSplitter:
                 break
         return "\n".join(reversed(parts))[-limit:]
 
+    @property
+    def unfinished(self) -> Block:
+        """Return the block that is not complete yet, as far as it came; code without its opening fence."""
+        lines = [*self._lines, "".join(self._line)]
+        if not self._is_top_fence or not self._fence:
+            return Block(text="\n".join(lines))
+        mark = FENCE.match(lines[0])
+        assert mark is not None
+        return Block(text="\n".join(lines[1:]), is_code=True, language=mark[2].strip().split(" ")[0])
+
     def _take(self, line: str) -> list[Block]:
         if self._fence:
             return self._take_fenced(line)

@@ -1,21 +1,22 @@
-"""A backend, the splitter and the limits make a stream of events; runs inside the child process.
+"""A backend, the splitter and the governor make a stream of events; runs inside the child process.
 
-It knows conversations and thinking but no process, no pipe and no clock but the peak memory's. Several requests may
-be live: one `step` moves them all.
+It knows conversations and thinking but no process and no pipe. Several requests may be live: one `step` moves them
+all.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from slm_local.backends.base import Backend
-from slm_local.errors import ModelBroken, SlmError
+from slm_local.backends.base import Backend, prompt_too_long
+from slm_local.driver.stops import StopText
+from slm_local.driver.turn import Rule, Turn
+from slm_local.errors import ModelBroken, PromptTooLong, SlmError
 from slm_local.generation import (
-    AnswerDelta,
     Control,
-    Cut,
     Done,
     Finish,
     GenerationRequest,
@@ -29,30 +30,46 @@ from slm_local.generation import (
     Started,
     StreamEvent,
     ThinkControl,
-    ThinkDelta,
-    Usage,
+)
+from slm_local.governor import (
+    NUDGE,
+    Closing,
+    EndReply,
+    EndThinking,
+    Governor,
+    Limits,
+    closing_for,
+    closing_texts,
+    limits_for,
+    reserve_tokens,
 )
 from slm_local.metrics import Collector
-from slm_local.reasoning import Delta, ReasoningParser
-from slm_local.system import own_peak_rss_bytes
+from slm_local.reasoning import ReasoningParser
 from slm_local.template import ChatTemplate, prompt_for
+
+__all__ = ["Driver", "DriverEvent", "StopText"]
 
 DriverEvent = StreamEvent | SlmError
 """What a step yields for a request: an event, or the error that ended it."""
 
 
 class Driver:
-    """One loaded model and its live requests. Only `cancel` may be called from another thread."""
+    """One loaded model and its live requests. Only `cancel` and `end_thinking` may be called from another thread."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._backend = backend
+        self._clock = clock
         self._facts: ModelFacts | None = None
         self._template: ChatTemplate | None = None
         self._tags: ReasoningTags | None = None
         self._think = ThinkControl()
-        self._turns: dict[int, _Turn] = {}
+        self._closings: tuple[Closing, ...] = ()
+        self._nudge: Closing | None = None
+        self._turns: dict[int, Turn] = {}
         self._waiting: deque[tuple[int, GenerationRequest, Prompt]] = deque()
         self._cancelled: set[int] = set()
+        self._hurried: set[int] = set()
+        """Requests whose thinking was asked to end."""
         self._newest_id = 0
         self._step_control = Control()
 
@@ -70,7 +87,13 @@ class Driver:
             source, bos_text=facts.bos_text, eos_text=facts.eos_text, control_texts=facts.control_texts, tags=self._tags
         )
         self._facts = facts
+        if self._tags is not None:
+            self._closings = tuple(map(self._closing, closing_texts(self._tags, settings.bridge)))
+            self._nudge = self._closing(NUDGE)
         return facts
+
+    def _closing(self, text: str) -> Closing:
+        return Closing(text=text, tokens=self._backend.token_count(text))
 
     @property
     def is_busy(self) -> bool:
@@ -94,12 +117,17 @@ class Driver:
         self._cancelled.add(request_id)
         self._step_control.cancel()
 
+    def end_thinking(self, request_id: int) -> None:
+        """Have a request's thinking end before its next token, from any thread; without effect once it answers."""
+        self._hurried.add(request_id)
+
     def step(self) -> list[tuple[int, DriverEvent]]:
         """Move all live requests by one step; return their events in order."""
         if self._step_control.cancelled:
             self._step_control = Control()  # before the cancelled are looked at, so that none is missed
         events = self._end_cancelled()
         events += self._admit_waiting()
+        events += self._govern()
         by_handle = {turn.handle.id: (request_id, turn) for request_id, turn in self._turns.items()}
         for update in self._backend.step(self._step_control):
             assert update.handle is not None
@@ -118,6 +146,7 @@ class Driver:
         request_id = self._newest_id + 1
         if control is not None:
             control.on_cancel(lambda: self.cancel(request_id))
+            control.on_end_thinking(lambda: self.end_thinking(request_id))
         for _, event in self.start(request_id, request):
             yield _or_raise(event)
         while self.is_busy:
@@ -149,18 +178,59 @@ class Driver:
     def _admit(self, request_id: int, request: GenerationRequest, prompt: Prompt) -> Started:
         assert self._facts is not None
         handle = self._backend.add(prompt, request.sampling)
-        is_raw = prompt.ids is not None
-        parser = None if is_raw else ReasoningParser(self._tags, state=prompt.think_state)
-        turn = _Turn(request, handle, parser)
+        limits = self._limits(request, prompt, handle)
+        if limits.room_tokens is not None and limits.room_tokens < 0:
+            self._backend.remove(handle)
+            raise self._too_long(request, handle.prompt_tokens or 0)
+        turn = Turn(request, handle, self._rule(request, prompt, handle, limits), self._clock)
         self._turns[request_id] = turn
         started = Started(
             prompt_tokens=handle.prompt_tokens,
             cached_tokens=handle.cached_tokens,
             context_tokens=self._facts.context_tokens,
             think_state=prompt.think_state,
+            think_tokens=limits.most_thinking,
         )
         turn.collector.feed(started)
         return started
+
+    def _limits(self, request: GenerationRequest, prompt: Prompt, handle: Handle) -> Limits:
+        assert self._facts is not None
+        if self._tags is None or prompt.ids is not None or prompt.think_state == "closed":
+            return Limits(has_loop_guard=request.has_loop_guard)
+        return limits_for(
+            request,
+            closing_for(request.max_tokens, self._closings),
+            context_tokens=self._facts.context_tokens,
+            prompt_tokens=handle.prompt_tokens,
+        )
+
+    def _rule(self, request: GenerationRequest, prompt: Prompt, handle: Handle, limits: Limits) -> Rule | None:
+        assert self._facts is not None
+        if prompt.ids is not None:
+            return None
+        parser = ReasoningParser(self._tags, state=prompt.think_state)
+        room = None if handle.prompt_tokens is None else self._facts.context_tokens - handle.prompt_tokens
+        bounds = [each for each in (room, request.max_tokens) if each is not None]
+        return Rule(
+            parser=parser,
+            governor=Governor(limits, parser),
+            closing=closing_for(request.max_tokens, self._closings) if self._closings else None,
+            nudge=self._nudge,
+            room_tokens=min(bounds, default=None),
+        )
+
+    def _too_long(self, request: GenerationRequest, prompt_tokens: int) -> PromptTooLong:
+        """Make the error for a prompt that leaves too little to end thinking and answer, with all counts."""
+        assert self._facts is not None
+        closing = closing_for(request.max_tokens, self._closings)
+        return prompt_too_long(
+            prompt_tokens,
+            self._facts.context_tokens,
+            self._facts.trained_context_tokens,
+            answer_tokens=reserve_tokens(request, self._facts.context_tokens),
+            closing_tokens=closing.tokens if closing is not None else 0,
+        )
 
     def _admit_waiting(self) -> list[tuple[int, DriverEvent]]:
         events: list[tuple[int, DriverEvent]] = []
@@ -180,142 +250,50 @@ class Driver:
             self._cancelled.discard(request_id)
             turn = self._turns.get(request_id)
             if turn is not None:
-                self._backend.remove(turn.handle)
-                events += [(request_id, event) for event in self._end(request_id, turn, "cancelled", "none")]
+                events += self._end(request_id, turn, "cancelled")
             for entry in [entry for entry in self._waiting if entry[0] == request_id]:
                 self._waiting.remove(entry)
                 events.append((request_id, Done(reply=Collector().reply("cancelled"))))
         return events
 
-    def _take(self, request_id: int, turn: _Turn, piece: Piece) -> list[tuple[int, DriverEvent]]:
-        events = turn.feed(piece)
-        verdict = turn.verdict(piece)
-        if verdict is not None:
-            if piece.end is None:
-                self._backend.remove(turn.handle)
-            events += self._end(request_id, turn, *verdict)
-        return [(request_id, event) for event in events]
+    def _govern(self) -> list[tuple[int, DriverEvent]]:
+        """End the thinking, or the replies, whose time has come."""
+        for request_id in sorted(self._hurried):
+            if request_id in self._turns:
+                self._turns[request_id].end_thinking()
+            if request_id in self._turns or self._is_over(request_id):
+                self._hurried.discard(request_id)
+        events: list[tuple[int, DriverEvent]] = []
+        for request_id, turn in list(self._turns.items()):
+            match turn.verdict():
+                case EndThinking():
+                    self._backend.inject(turn.handle, turn.closing_text)
+                case EndReply(finish):
+                    events += self._end(request_id, turn, finish)
+        return events
 
-    def _end(self, request_id: int, turn: _Turn, finish: Finish, cut: Cut) -> list[StreamEvent]:
+    def _is_over(self, request_id: int) -> bool:
+        return request_id <= self._newest_id and all(entry[0] != request_id for entry in self._waiting)
+
+    def _take(self, request_id: int, turn: Turn, piece: Piece) -> list[tuple[int, DriverEvent]]:
+        events = turn.feed(piece)
+        if piece.end == "stop":
+            events += turn.flush()
+            words = turn.nudge()
+            if words is not None:
+                self._backend.inject(turn.handle, words)
+                return [(request_id, event) for event in events]
+        ended: list[tuple[int, DriverEvent]] = [(request_id, event) for event in events]
+        finish = turn.finish_after(piece)
+        return ended if finish is None else ended + self._end(request_id, turn, finish)
+
+    def _end(self, request_id: int, turn: Turn, finish: Finish) -> list[tuple[int, DriverEvent]]:
         del self._turns[request_id]
-        return turn.end(finish, cut)
+        self._backend.remove(turn.handle)
+        return [(request_id, event) for event in turn.end(finish)]
 
 
 def _or_raise(event: DriverEvent) -> StreamEvent:
     if isinstance(event, SlmError):
         raise event
     return event
-
-
-class _Turn:
-    """One live request: its parser, its stop strings, its counts."""
-
-    def __init__(self, request: GenerationRequest, handle: Handle, parser: ReasoningParser | None) -> None:
-        self.handle = handle
-        self.collector = Collector()
-        self._request = request
-        self._parser = parser
-        """None: raw, all is answer."""
-        self._stops = StopText(request.stop)
-        self._generated = self._injected = 0
-        self._unsaid_answer = 0
-        """Tokens of the answer that wait with held-back text."""
-
-    def feed(self, piece: Piece) -> list[StreamEvent]:
-        """Return the events of a piece."""
-        count = len(piece.ids)
-        self._generated += count
-        self._injected += count if piece.injected else 0
-        if self._parser is None:
-            return self._events([AnswerDelta(text=piece.text, tokens=count)])
-        return self._events(self._parser.feed(piece.text, count, injected=piece.injected))
-
-    def verdict(self, piece: Piece) -> tuple[Finish, Cut] | None:
-        """Return how the reply ended, or None while it goes on."""
-        thinks = self._parser is not None and self._parser.in_thinking
-        if self._stops.found or piece.end == "stop":
-            return "stop", "none"
-        if piece.end == "context":
-            return "context", "context" if thinks else "none"
-        if self._request.max_tokens is not None and self._generated >= self._request.max_tokens:
-            return "length", "max_tokens" if thinks else "none"
-        return None
-
-    def end(self, finish: Finish, cut: Cut) -> list[StreamEvent]:
-        """Give out what was held back and return the last events; a stop without an answer is `empty`."""
-        events = self._events(self._parser.finish() if self._parser is not None else [])
-        rest = self._stops.flush()
-        if rest:
-            events += self._collected([AnswerDelta(text=rest, tokens=self._unsaid_answer)])
-        reply = self.collector.reply()
-        if finish == "stop" and not reply.answer.strip():
-            finish = "empty"
-        timings = replace(reply.timings, peak_rss_bytes=own_peak_rss_bytes())
-        return [*events, Done(reply=replace(reply, finish=finish, cut=cut, usage=self._usage(), timings=timings))]
-
-    def _events(self, deltas: Sequence[Delta]) -> list[StreamEvent]:
-        """Pass thinking on, and of the answer what can't belong to a stop string."""
-        events: list[StreamEvent] = []
-        for delta in deltas:
-            if isinstance(delta, ThinkDelta):
-                events.append(delta)
-                continue
-            self._unsaid_answer += delta.tokens
-            text = self._stops.feed(delta.text)
-            if text:
-                events.append(replace(delta, text=text, tokens=self._unsaid_answer))
-                self._unsaid_answer = 0
-        return self._collected(events)
-
-    def _collected(self, events: list[StreamEvent]) -> list[StreamEvent]:
-        for event in events:
-            self.collector.feed(event)
-        return events
-
-    def _usage(self) -> Usage:
-        parser = self._parser
-        return Usage(
-            prompt_tokens=self.handle.prompt_tokens,
-            cached_tokens=self.handle.cached_tokens,
-            think_tokens=parser.think_tokens if parser is not None else 0,
-            answer_tokens=parser.answer_tokens if parser is not None else self._generated,
-            tag_tokens=parser.tag_tokens if parser is not None else 0,
-            injected_tokens=self._injected,
-        )
-
-
-class StopText:
-    """Cuts a text at the first of several strings, whatever its chunks; the string itself is not part of it."""
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
-        self._hold = max((len(stop) for stop in self._stops), default=1) - 1
-        self._held = ""
-        self.found = False
-
-    def feed(self, text: str) -> str:
-        """Return the text that is certain not to belong to a stop string."""
-        if not self._stops:
-            return text
-        if self.found:
-            return ""
-        window = self._held + text
-        ends = [(at + len(stop), at) for stop in self._stops if (at := window.find(stop)) >= 0]
-        if ends:  # the one that is complete first, so that chunks make no difference
-            self.found, self._held = True, ""
-            return window[: min(ends)[1]]
-        keep = self._hold_back(window)
-        self._held = window[len(window) - keep :] if keep else ""
-        return window[: len(window) - keep]
-
-    def flush(self) -> str:
-        """Return what was held back."""
-        rest, self._held = self._held, ""
-        return rest
-
-    def _hold_back(self, window: str) -> int:
-        """Return how many characters at the end could begin a stop string."""
-        for size in range(min(self._hold, len(window)), 0, -1):
-            if any(stop.startswith(window[-size:]) for stop in self._stops):
-                return size
-        return 0

@@ -1,0 +1,134 @@
+"""How kept chats are shown and written: lines of a list, a chat as a person reads it, hits, exports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from slm_local.cli.render import DIM, YELLOW, Terminal, columns_of, rule
+from slm_local.sanitize import UNSAFE, one_line, visible
+from slm_local.store import (
+    Chat,
+    ChatRow,
+    Hit,
+    chat_object,
+    exchange_of,
+    is_example,
+    markdown,
+    messages_object,
+    utc,
+)
+
+HEAD = ("id", "when", "kind", "turns", "model", "title")
+FORMATS = ("md", "json", "jsonl")
+
+MIN_TITLE_COLUMNS = 24
+MAX_RULE_COLUMNS = 100
+UNDONE = ("undone", "replaced")
+
+
+def row_object(row: ChatRow) -> dict[str, Any]:
+    """Return a line of the list as JSON values."""
+    return {
+        "id": row.id,
+        "kind": row.kind,
+        "model": row.model,
+        "title": row.title,
+        "turns": row.turn_count,
+        "created_at": utc(row.created_at),
+        "updated_at": utc(row.updated_at),
+    }
+
+
+def cells(row: ChatRow, terminal: Terminal) -> list[str]:
+    """Return a line of the list in the columns of `HEAD`; on a terminal the title is cut where it must be."""
+    before = [str(row.id), when(row.updated_at), row.kind, str(row.turn_count), one_line(row.model, 40)]
+    taken = sum(map(columns_of, before)) + 2 * len(HEAD)
+    room = max(MIN_TITLE_COLUMNS, terminal.columns - taken) if terminal.out_is_terminal else 200
+    return [*before, one_line(row.title, room)]
+
+
+def when(moment: datetime) -> str:
+    """Return a time as the person's clock shows it."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+
+
+def show_chat(terminal: Terminal, chat: Chat, *, with_thinking: bool, with_undone: bool) -> int:
+    """Write a chat to stdout; return how many turns, undone or answered anew, were left out."""
+    shown = [turn for turn in chat.turns if with_undone or turn.state not in UNDONE]
+    terminal.line(terminal.paint(f"chat {chat.id} · {chat.kind} · {one_line(chat.model)}", DIM))
+    if chat.system:
+        _part(terminal, "system", chat.system)
+    for turn in shown:
+        exchange = exchange_of(turn)
+        _part(terminal, "prompt", exchange.prompt, when(turn.created_at))
+        if exchange.thinking and with_thinking:
+            _part(terminal, f"thinking · {turn.facts.model}", exchange.thinking, style=DIM)
+        if exchange.answer:
+            _part(terminal, f"answer · {turn.facts.model}", exchange.answer)
+        if exchange.remark:
+            terminal.write(terminal.paint(f"({one_line(exchange.remark, 1000)})", YELLOW) + "\n")
+    return len(chat.turns) - len(shown)
+
+
+def found_line(terminal: Terminal, hit: Hit) -> str:
+    """Return a hit as a line: where it is, and the words around it, marked."""
+    marked = ""
+    for part in hit.snippet:
+        text = one_line(part.text, 1000)
+        if part.is_hit:
+            text = terminal.paint(text, YELLOW) if terminal.out_is_rich else f"«{text}»"
+        marked += text
+    return f"{hit.chat}  {when(hit.created_at)}  {hit.place}: {marked}"
+
+
+def hit_object(hit: Hit) -> dict[str, Any]:
+    """Return a hit as JSON values."""
+    return {
+        "chat": hit.chat,
+        "turn": hit.turn,
+        "place": hit.place,
+        "snippet": [{"text": part.text, "is_hit": part.is_hit} for part in hit.snippet],
+        "title": hit.title,
+        "model": hit.model,
+        "created_at": utc(hit.created_at),
+    }
+
+
+def exported(chats: Sequence[Chat], form: str, *, with_thinking: bool) -> tuple[str, str]:
+    """Return chats in one of `FORMATS`, and a remark on what of them is not in it."""
+    if form == "json":
+        values = [chat_object(chat) for chat in chats]
+        for turn in (turn for value in values for turn in value["turns"] if not with_thinking):
+            del turn["thinking"]
+        return json_text(values) + "\n", ""
+    if form == "jsonl":
+        lines = [each for chat in chats if (each := messages_object(chat, with_thinking=with_thinking))]
+        left_out = sum(not is_example(turn) for chat in chats for turn in chat.turns)
+        remark = f"left out: {left_out} of the turns, undone, answered anew or not answered to the end"
+        return "".join(json_text(each, indent=None) + "\n" for each in lines), remark if left_out else ""
+    undone = sum(turn.state in UNDONE for chat in chats for turn in chat.turns)
+    remark = f"left out: {undone} of the turns, undone or answered anew · --format json has them"
+    return "\n".join(_markdown(chat, with_thinking) for chat in chats), remark if undone else ""
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """Return a value as JSON with the exact text, in which whatever a terminal may not be shown is an escape."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return UNSAFE.sub(lambda match: json.dumps(match.group())[1:-1], text)
+
+
+def _markdown(chat: Chat, with_thinking: bool) -> str:
+    exchanges = [exchange_of(turn) for turn in chat.turns if turn.state not in UNDONE]
+    if not with_thinking:
+        exchanges = [replace(each, thinking="") for each in exchanges]
+    return markdown(chat.title or f"Chat {chat.id}", chat.system, exchanges)
+
+
+def _part(terminal: Terminal, title: str, text: str, remark: str = "", *, style: str = "") -> None:
+    terminal.write(rule(title, min(terminal.columns, MAX_RULE_COLUMNS), remark) + "\n")
+    shown = visible(text).rstrip("\n")
+    terminal.write("\n".join(terminal.paint(line, style) if style else line for line in shown.split("\n")) + "\n\n")

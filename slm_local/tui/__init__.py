@@ -1,0 +1,19 @@
+"""The desk: a Textual app for chatting and comparing. Only this room imports textual."""
+
+from __future__ import annotations
+
+from slm_local.tui.desk import Desk
+
+__all__ = ["Desk", "run_desk"]
+
+
+def run_desk(desk: Desk) -> int:
+    """Open the app and block until the person leaves; return the exit code. Errors are shown inside."""
+    from slm_local.tui.app import DeskApp
+
+    app = DeskApp(desk)
+    try:
+        app.run()
+    finally:
+        app.close()
+    return app.return_code or 0

@@ -1,0 +1,107 @@
+"""The plain chat's commands that begin with a slash, for fingers that know them: each does what a key does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slm_local.config import KINDS, SAMPLING_FIELDS, setting_name
+from slm_local.errors import UsageError
+
+if TYPE_CHECKING:
+    from slm_local.tui.screens.chat import ChatScreen
+
+LIVE_SETTINGS = (*SAMPLING_FIELDS, "max_tokens", "stop", "system", "think", "hide_thinking")
+"""What can be changed while a model is open; the rest is fixed when it is loaded."""
+
+
+def run_command(screen: ChatScreen, entry: str) -> None:
+    """Do what an entry that begins with a slash says. Errors: `UsageError`."""
+    word, _, rest = entry.strip().partition(" ")
+    if word not in COMMANDS:
+        close = get_close_matches(word, COMMANDS, 1, 0.7)
+        raise UsageError(f"there is no command {word}", hint=close[0] if close else "/? lists them")
+    COMMANDS[word](screen, rest.strip())
+
+
+def _think(screen: ChatScreen, word: str) -> None:
+    if word:
+        screen.set_live("think", word)
+    else:
+        screen.action_toggle_thinking()
+
+
+def _set(screen: ChatScreen, text: str) -> None:
+    key, _, value = text.partition(" ")
+    name, value = setting_name(key), value.strip()
+    if not value:
+        raise UsageError("/set takes a name and a value", hint="/set temperature 0.6")
+    if name in KINDS and name not in LIVE_SETTINGS:
+        joint = "," if "@" in (screen.reference or "") else "@"
+        hint = f"/model {screen.reference}{joint}{name}={value}"
+        raise UsageError(f"{name} is fixed when a model is opened", hint=hint)
+    screen.set_live(key, value)
+    screen.say(f"{name} {value}")
+
+
+def _system(screen: ChatScreen, text: str) -> None:
+    if text:
+        screen.set_live("system", text)
+    screen.say(f"system {screen.session.system or '(none)'}" if screen.session else "no model is open")
+
+
+def _model(screen: ChatScreen, reference: str) -> None:
+    if reference:
+        screen.open(reference)
+    else:
+        screen.action_models()
+
+
+def _drop(screen: ChatScreen, _: str) -> None:
+    screen.drop_oldest()
+
+
+def _export(screen: ChatScreen, name: str) -> None:
+    if not name or screen.session is None:
+        raise UsageError("/export takes a file", hint="/export chat.md")
+    path = Path(name).expanduser()
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(screen.session.export_markdown())
+    except FileExistsError:
+        free = next(each for n in range(2, 10_000) if not (each := path.with_stem(f"{path.stem}-{n}")).exists())
+        raise UsageError(f"{path} is there already and stays as it is", hint=f"/export {free}") from None
+    except OSError as error:
+        raise UsageError(f"{path} can't be written: {error.strerror}", hint="/export ~/chat.md") from error
+    screen.say(f"written to {path}")
+
+
+def _help(screen: ChatScreen, _: str) -> None:
+    screen.say(f"commands: {', '.join(COMMANDS)} · F1 shows the keys")
+
+
+def _leave(screen: ChatScreen, _: str) -> None:
+    screen.app.exit()
+
+
+COMMANDS: dict[str, Callable[[ChatScreen, str], None]] = {
+    "/think": _think,
+    "/set": _set,
+    "/system": _system,
+    "/regen": lambda screen, _: screen.action_regenerate(),
+    "/undo": lambda screen, _: screen.action_undo(),
+    "/drop": _drop,
+    "/clear": lambda screen, _: screen.action_new(),
+    "/model": _model,
+    "/chats": lambda screen, _: screen.action_chats(),
+    "/compare": lambda screen, _: screen.action_compare(),
+    "/copy": lambda screen, _: screen.action_copy_answer(),
+    "/export": _export,
+    "/?": _help,
+    "/help": _help,
+    "/bye": _leave,
+    "/exit": _leave,
+    "/quit": _leave,
+}

@@ -1,0 +1,61 @@
+"""One reply on its way: the thread that reads it, the pace at which it is shown, how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from slm_local.errors import SlmError
+from slm_local.generation import Control, Finish, Reply, StreamEvent
+from slm_local.metrics import Collector
+from slm_local.pump import Pacer, Pump
+
+STOP_WAIT_S = 10.0
+"""Longest wait for an engine that was told to stop; past it the child is killed with the engine's close."""
+
+
+class Exchange:
+    """A generation under way."""
+
+    def __init__(
+        self, prompt: str, events: Iterator[StreamEvent], control: Control, *, pace: float | None, load_s: float
+    ) -> None:
+        self.prompt = prompt
+        self._control = control
+        self._pump = Pump(events, Collector(load_s=load_s))
+        self._pacer = Pacer(pace)
+        self._thread = self._pump.start()
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether everything came and was taken."""
+        return self._pump.ended.is_set() and not self._pump.waiting
+
+    @property
+    def is_stopping(self) -> bool:
+        """Return whether the person stopped it."""
+        return self._control.cancelled
+
+    def take(self, now_s: float) -> list[tuple[float, StreamEvent]]:
+        """Return the events that are due to be shown, each with its time."""
+        return self._pacer.take(self._pump.waiting, now_s)
+
+    def stop(self) -> None:
+        """Ask for its end; what came by then is shown at once."""
+        self._pacer.tokens_per_s = None
+        self._control.cancel()
+
+    def answer_now(self) -> None:
+        """Ask for the end of the thinking."""
+        self._control.end_thinking()
+
+    def join(self) -> None:
+        """Wait for the thread, after `stop`."""
+        self._thread.join(STOP_WAIT_S)
+
+    def outcome(self) -> tuple[Reply, SlmError | None]:
+        """Return the reply so far and the engine's error; any other error is raised."""
+        error = self._pump.error
+        if error is not None and not isinstance(error, SlmError):
+            raise error
+        finish: Finish = "error" if error is not None else "cancelled"
+        return self._pump.collector.reply(finish), error

@@ -1,0 +1,77 @@
+"""The line that says what runs where, how full the context is, how fast it goes and what is going on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.widgets import Static
+
+from slm_local.sanitize import one_line
+
+GAUGE_CELLS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusFacts:
+    """What the line shows."""
+
+    model: str = ""
+    engine: str = ""
+    """Backend and device."""
+    used_tokens: int = 0
+    context_tokens: int = 0
+    tokens_per_s: float | None = None
+    thinks: str = ""
+    """How the next prompt will be thought about."""
+    state: str = "idle"
+
+
+class StatusLine(Static):
+    """One row; what does not fit a narrow terminal goes, the state last."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__("", id=id, markup=False)
+        self._facts = StatusFacts()
+
+    @property
+    def facts(self) -> StatusFacts:
+        """Return what is shown."""
+        return self._facts
+
+    def tell(self, facts: StatusFacts) -> None:
+        """Show other facts."""
+        if facts != self._facts:
+            self._facts = facts
+            self.refresh()
+
+    def render(self) -> Content:
+        """Draw the row."""
+        return Content(self.line(self.size.width))
+
+    def line(self, columns: int) -> str:
+        """Return the line for a width."""
+        facts = self._facts
+        speed = f"{facts.tokens_per_s:.0f} tokens/s" if facts.tokens_per_s is not None else ""
+        state = one_line(facts.state)
+        gauge, count = _gauge(facts.used_tokens, facts.context_tokens)
+        model, engine = one_line(facts.model, 40), one_line(facts.engine, 30)
+        for parts in (
+            (model, engine, f"{gauge} {count}".strip(), speed, facts.thinks, state),
+            (model, f"{gauge} {count}".strip(), speed, facts.thinks, state),
+            (model, count, speed, state),
+            (model, state),
+            (state,),
+        ):
+            line = " · ".join(filter(None, parts))
+            if cell_len(line) <= columns:
+                return line
+        return one_line(state, max(1, columns))
+
+
+def _gauge(used: int, total: int) -> tuple[str, str]:
+    if not total:
+        return "", ""
+    filled = min(GAUGE_CELLS, -(-GAUGE_CELLS * used // total))
+    return "▰" * filled + "▱" * (GAUGE_CELLS - filled), f"{used:,} of {total:,}"

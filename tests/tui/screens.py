@@ -1,0 +1,40 @@
+"""Plays a scene in the real app with the pilot; waits for what is to be seen, never for a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+
+from textual.app import App
+from textual.pilot import Pilot
+
+from slm_local.tui.app import DeskApp
+from slm_local.tui.desk import Desk
+
+PATIENCE_S = 30.0
+
+Scene = Callable[[Pilot[None]], Coroutine[None, None, None]]
+
+
+def play(desk: Desk, scene: Scene, size: tuple[int, int] = (80, 24)) -> None:
+    """Open the app, play a scene in it, leave."""
+
+    async def whole() -> None:
+        async with DeskApp(desk).run_test(size=size) as pilot:
+            await scene(pilot)
+
+    asyncio.run(whole())
+
+
+async def until(pilot: Pilot[None], holds: Callable[[], object]) -> None:
+    """Let the app run until something holds; fail with what is on the screen when it never does."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end_s, f"never came true; on the screen:\n{shown(pilot.app)}"
+        await pilot.pause(0.01)
+
+
+def shown(app: App[None]) -> str:
+    """Return the text on the screen, line by line."""
+    return "\n".join(strip.text.rstrip() for strip in app.screen._compositor.render_strips())

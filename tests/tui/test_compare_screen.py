@@ -1,0 +1,145 @@
+"""Models beside each other, in the real app with scripted and embedded models."""
+
+from __future__ import annotations
+
+import pytest
+from textual.pilot import Pilot
+
+from slm_local.registry import load_registry
+from slm_local.tui.desk import Desk
+from slm_local.tui.entry import Entry
+from slm_local.tui.screens.compare import CompareScreen
+from slm_local.tui.screens.models import ModelsScreen
+from tests.command import THINK_THEN_ANSWER
+from tests.conftest import ScriptWriter
+from tests.tui.screens import play, shown, until
+
+WIDE = (120, 40)
+
+
+@pytest.fixture
+def thinker(script: ScriptWriter) -> str:
+    return f"scripted:{script(*THINK_THEN_ANSWER, name='thinker')}"
+
+
+@pytest.fixture
+def talker(script: ScriptWriter) -> str:
+    return f"scripted:{script({'text': 'About 85.', 'ids': [1, 2, 3], 'end': 'stop'}, name='talker')}"
+
+
+@pytest.fixture
+def endless(script: ScriptWriter) -> str:
+    rows = [{"text": f"word{at} ", "ids": [at], "delay": 0.02} for at in range(2000)]
+    return f"scripted:{script(*rows, name='endless')}"
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch, thinker: str) -> Desk:
+    monkeypatch.setenv("SLM_SCRIPTED", "1")
+    return Desk(reference=thinker, registry=load_registry())
+
+
+def row(text: str, name: str) -> str:
+    """Return the table's row of a measure."""
+    return next(line for line in text.splitlines() if line.strip().startswith(name))
+
+
+async def compared(pilot: Pilot[None], screen: CompareScreen) -> str:
+    """Wait for the end of a comparison and return what is on the screen."""
+    await pilot.app.push_screen(screen)
+    await until(pilot, lambda: screen.is_comparing)
+    await until(pilot, lambda: not screen.is_comparing)
+    await pilot.pause()
+    return shown(pilot.app)
+
+
+def test_each_lane_shows_its_own_answer_and_the_table_what_it_took(desk: Desk, thinker: str, talker: str) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        text = await compared(pilot, CompareScreen(desk, (thinker, talker), "What is 47 + 38?"))
+        assert "What is 47 + 38?" in text
+        assert "It is 85." in text
+        assert "About 85." in text
+        assert "none" in row(text, "thinking")
+        assert "7 tokens" in row(text, "thinking")
+        assert row(text, "end").split() == ["end", "stop", "stop"]
+
+    play(desk, scene, WIDE)
+
+
+def test_a_lane_that_fails_says_why_and_the_other_goes_on(desk: Desk, talker: str) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        text = await compared(pilot, CompareScreen(desk, ("no-such-model", talker), "Hello?"))
+        assert "no-such-model" in text
+
+    play(desk, scene, WIDE)
+
+
+def test_escape_stops_the_lanes_and_then_goes_back(desk: Desk, endless: str, talker: str) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        below = pilot.app.screen
+        screen = CompareScreen(desk, (endless, talker), "Hello?")
+        await pilot.app.push_screen(screen)
+        await until(pilot, lambda: "word7" in shown(pilot.app))
+        await pilot.press("escape")
+        await until(pilot, lambda: not screen.is_comparing)
+        await until(pilot, lambda: "cancelled" in row(shown(pilot.app), "end"))
+        await pilot.press("escape")
+        await until(pilot, lambda: pilot.app.screen is below)
+
+    play(desk, scene, WIDE)
+
+
+def test_a_second_prompt_goes_to_the_same_lanes(desk: Desk, thinker: str, talker: str) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = CompareScreen(desk, (thinker, talker), "First?")
+        await compared(pilot, screen)
+        screen.query_one(Entry).put("Second?")
+        await pilot.press("enter")
+        await until(pilot, lambda: screen.is_comparing)
+        await until(pilot, lambda: not screen.is_comparing)
+        await pilot.pause()
+        assert "Second?" in shown(pilot.app)
+        assert "First?" not in shown(pilot.app)
+
+    play(desk, scene, WIDE)
+
+
+def test_another_model_is_chosen_where_there_is_only_one(desk: Desk, thinker: str) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = CompareScreen(desk, (thinker,), "What is 47 + 38?")
+        await pilot.app.push_screen(screen)
+        await until(pilot, lambda: isinstance(pilot.app.screen, ModelsScreen))
+        await until(pilot, lambda: "tiny-reasoner" in shown(pilot.app))
+        await pilot.press("enter")
+        await until(pilot, lambda: "thinking" in shown(pilot.app) and not screen.is_comparing)
+        text = shown(pilot.app)
+        assert "tiny-reasoner" in row(text, "end") or "tiny-reasoner" in text
+        assert row(text, "end").split().count("stop") == 2
+
+    play(desk, scene, WIDE)
+
+
+def test_markup_and_escapes_of_the_models_are_shown_as_text(desk: Desk, talker: str, script: ScriptWriter) -> None:
+    text = "a [red]b[/red] \x1b[2J c"
+    odd = f"scripted:{script({'text': text, 'ids': [1], 'end': 'stop'}, name='odd')}"
+
+    async def scene(pilot: Pilot[None]) -> None:
+        text = await compared(pilot, CompareScreen(desk, (odd, talker), "[b]bold[/b]?"))
+        assert "a [red]b[/red] ␛[2J c" in text
+        assert "[b]bold[/b]?" in text
+
+    play(desk, scene, WIDE)
+
+
+@pytest.mark.parametrize("size", [(40, 12), (80, 24), (250, 70)])
+def test_sizes_may_change_while_it_answers(desk: Desk, endless: str, talker: str, size: tuple[int, int]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = CompareScreen(desk, (talker, endless), "Hello?")
+        await pilot.app.push_screen(screen)
+        await until(pilot, lambda: "word7" in shown(pilot.app))
+        await pilot.resize_terminal(*size)
+        await until(pilot, lambda: "word" in shown(pilot.app))
+        await pilot.press("escape")
+        await until(pilot, lambda: not screen.is_comparing)
+
+    play(desk, scene, WIDE)
