@@ -1,8 +1,8 @@
 """Take the pictures of docs/ from the program itself: python docs/pictures.py [NAME...]
 
-The desk is driven by Textual's pilot, in a home folder of its own: with the embedded models, and where those can't write
-what is to be shown (code), with a script that the scripted backend plays. The picture of `slm compare` is what the
-command writes to a terminal. Times in the pictures are those of the machine that took them.
+The desk is driven by Textual's pilot, in a home folder of its own: with the embedded models, and for what those can't
+write (code) with a script that the scripted backend plays. The picture of `slm compare` is what the command writes to a
+terminal. Times in the pictures are those of the machine that took them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import asyncio
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from itertools import groupby
 from pathlib import Path
 
 import pexpect
+import pyte
 from rich.console import Console
+from rich.style import Style
 from rich.text import Text
 from textual.app import App
 from textual.pilot import Pilot
@@ -47,6 +51,14 @@ def gcd(a: int, b: int) -> int:
 `gcd(84, 36)` is **12**.
 """
 
+FONTS = re.compile(r"\s*@font-face \{[^}]*\}")
+"""Whoever looks at a picture shall load nothing from elsewhere; any font of equal widths does."""
+
+FAINT = re.compile(r"(\x1b\[(?:\d+;)*)(?:2)((?:;\d+)*m)")
+"""Pyte knows no faint text: it is shown as grey."""
+
+MAX_ROWS = 200
+
 Scene = Callable[[Pilot[None]], Awaitable[None]]
 
 
@@ -73,7 +85,7 @@ async def comparison(pilot: Pilot[None]) -> None:
 
 async def error(pilot: Pilot[None]) -> None:
     """Show what a model that can't be opened leaves."""
-    await until(pilot, "hint")
+    await until(pilot, "F4 chooses")
 
 
 async def ask(pilot: Pilot[None], prompt: str) -> None:
@@ -115,24 +127,34 @@ def desk(reference: str, scene: Scene, size: tuple[int, int]) -> str:
 def terminal(*arguments: str, columns: int) -> str:
     """Run a command of `slm` in a terminal and return what it left there as SVG."""
     shell = " ".join(f'"{each}"' if " " in each else each for each in arguments)
-    child = pexpect.spawn(sys.executable, ["-m", "slm_local", *arguments], dimensions=(200, columns), encoding="utf-8")
+    screen = pyte.Screen(columns, MAX_ROWS)
+    size = (MAX_ROWS, columns)
+    child = pexpect.spawn(sys.executable, ["-m", "slm_local", *arguments], dimensions=size, encoding="utf-8")
     child.expect(pexpect.EOF, timeout=PATIENCE_S)
-    written = child.before or ""
-    lines = [line.rsplit("\x1b[2K", 1)[-1] for line in written.replace("\r\n", "\n").split("\n")]
+    pyte.Stream(screen).feed(FAINT.sub(r"\g<1>90\2", child.before or ""))
     paper = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
     paper.print(Text(f"$ slm {shell}", style="bold"))
-    paper.print(Text.from_ansi("\n".join(lines)), end="")
+    for row in range(screen.cursor.y):
+        runs = groupby((screen.buffer[row][at] for at in range(columns)), key=_style)
+        paper.print(Text.assemble(*(("".join(char.data for char in same), style) for style, same in runs)))
     return paper.export_svg(title="slm")
+
+
+def _style(char: pyte.screens.Char) -> Style:
+    color = {"default": None, "brown": "yellow", "brightblack": "bright_black"}.get(char.fg, char.fg)
+    return Style(color=color, bold=char.bold, italic=char.italics, underline=char.underscore)
 
 
 def script() -> str:
     """Write the script of the answer with code and return its reference, relative to the folder that we are in."""
     thought = "They want a short function. Euclid: gcd(a, b) = gcd(b, a mod b), until b is 0. 84, 36: 12, so 12."
     rows = [{"text": "<think>", "ids": [1]}]
-    rows += [{"text": word + " ", "ids": [2]} for word in thought.split()]
-    rows += [{"text": "</think>", "ids": [3]}, {"text": CODE, "ids": [4] * 90, "end": "stop"}]
-    Path("a-larger-model.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return "scripted:a-larger-model.jsonl"
+    rows += [{"text": word + " ", "ids": [2], "delay": 0.03} for word in thought.split()]
+    rows += [{"text": "</think>", "ids": [3]}]
+    rows += [{"text": line, "ids": [4] * 4, "delay": 0.1} for line in CODE.splitlines(keepends=True)]
+    rows[-1]["end"] = "stop"
+    Path("example.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return "scripted:example.jsonl"
 
 
 PICTURES: dict[str, Callable[[], str]] = {
@@ -153,7 +175,7 @@ def main() -> None:
         os.chdir(home)
         for name in names:
             file = DOCS / f"{name}.svg"
-            file.write_text(PICTURES[name](), encoding="utf-8")
+            file.write_text(FONTS.sub("", PICTURES[name]()), encoding="utf-8")
             print(f"{file}: {file.stat().st_size:,} bytes")
 
 

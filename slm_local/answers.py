@@ -15,18 +15,34 @@ from math import prod
 TAIL_CHARS = 20_000
 """Only so much of a text's end is looked at: an answer stands at the end, and every search here is linear in this."""
 
-MAX_VALUE_CHARS = 200
+MAX_VALUE_CHARS = 120
 MAX_DIGITS = 60
-MAX_POWER = 10_000
-"""What is longer, or would be raised to more than this, is compared as text. The library that computes values has no
-limit of its own but signals, which other threads can't use: sympy would compute 9^9^9^9 until memory ends."""
+MAX_POWER = 1_000
+MAX_SYMBOLIC_POWER = 20
+"""What is longer, has longer numbers or would be raised to more than this (all powers multiplied; the lower one where
+there are letters, whose powers are multiplied out) is compared as text, and so is what `NEVER_COMPUTED` names.
+The library that computes values has no limit of its own but signals, which other threads can't use: sympy would compute
+9^9^9^9 until memory ends."""
 
-NEVER_COMPUTED = re.compile(r"\\(?:d?int|i+nt|oint|sum|prod|lim|binom|d?frac\s*\{\s*d)|!.*!|\d{4,}!")
-"""Integrals, sums, limits and factorials of factorials: they may take for ever."""
+NEVER_COMPUTED = re.compile(
+    r"\\(?:i*nt|oint|sum|prod|lim|binom|d?frac\s*\{\s*d\b)|exp.*exp|(?:sin|cos|tan)h|!.*!|\d{4,}\s*!|[)}\]]\s*!"
+)
+"""Integrals, sums, limits, exponentials of exponentials, factorials of more than a small number."""
+
+MOST_BOXES = 20
+"""So many are tried, from the last one on, until one is closed."""
+
+POWER = re.compile(r"\^|\*\*")
+EXPONENT = re.compile(
+    r"\s*(?:[-+]?\d{1,4}(?!\d)|[A-Za-z]|\{?\\circ\}?"
+    r"|[({]\s*[-+]?[A-Za-z\d\s+-]{1,12}[)}]|[({]\s*-?\d{1,3}\s*/\s*\d{1,3}\s*[)}]"
+    r"|\{\s*-?\\d?frac\s*\{\d{1,3}\}\s*\{\d{1,3}\}\s*\})(?!\s*(?:\^|\*\*|!))"
+)
+"""An exponent that may be computed: a number, a letter, a short sum or a fraction, and no power of a power."""
 
 PHRASE = re.compile(
     r"(?:\b(?:answer|result|solution)\b[^.\n:=]{0,40}?(?:\bis\b|\bare\b|:|=|\*\*[ \t]*\n)|^\s*####)"
-    r"[ \t*:]*\n{0,2}([^\n]+)",
+    r"[ \t:]*(?:\*\*(?=[ \t:]|\n))?[ \t:]*\n{0,2}([^\n]+)",
     re.IGNORECASE | re.MULTILINE,
 )
 """`The answer is X`, `**Answer:** X`, a heading `Final answer` with X below it, `#### X` as in GSM8K."""
@@ -118,8 +134,8 @@ def is_right(text: str, expected: str) -> bool:
     if CHOICE.fullmatch(wanted) and not wanted.isdigit():
         return _choice(stated if stated is not None else text) == wanted.strip("().: ").upper()
     if wanted.casefold() in YES_OR_NO:
-        said = _words(stated if stated is not None else text)
-        return bool(said) and said[0] == wanted.casefold()
+        said = re.match(r"\W*(\w+)", stated if stated is not None else text)
+        return said is not None and said[1].casefold() == wanted.casefold()
     found = [stated if stated is not None else final_answer(text)]
     if stated is None and _quantity(wanted) is None:
         found.append(_last_line(text))
@@ -148,18 +164,17 @@ def _stated(text: str) -> str | None:
     if boxed:
         return boxed
     phrases = [match[1] for match in PHRASE.finditer(tail)]
-    bold = BOLD.findall(phrases[-1] if phrases else tail)
+    sentence = SENTENCE_END.split(phrases[-1], maxsplit=1)[0] if phrases else tail
+    bold = BOLD.findall(sentence)
     if bold and _bare(bold[-1]):
         return _bare(bold[-1])
-    if phrases:
-        sentence = SENTENCE_END.split(phrases[-1].strip(" \t*"), maxsplit=1)[0]
-        return _bare(sentence) or None
-    return None
+    return (_bare(sentence) or None) if phrases else None
 
 
 def _boxed(text: str) -> str | None:
     r"""Return what stands in the last \boxed{} that is closed, braces inside counted."""
-    for start in reversed([match.end() for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
+    starts = [match.end() for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]
+    for start in reversed(starts[-MOST_BOXES:]):
         depth = 1
         for at in range(start, min(len(text), start + MAX_VALUE_CHARS * 5)):
             depth += {"{": 1, "}": -1}.get(text[at], 0)
@@ -183,10 +198,10 @@ def _ways_to_read(answer: str, wanted: str) -> list[str]:
 
 
 def _choice(text: str) -> str | None:
-    """Return the letter that a text chooses among A to J: the whole of it, else the last that stands alone."""
-    whole = CHOICE.fullmatch(_bare(text))
-    if whole is not None:
-        return whole[1].upper()
+    """Return the letter that a text chooses among A to J: its first word, else the last that stands alone."""
+    first = re.match(r"\(?([A-J])(?:[).:,]|\s*$|\s+is\b)", _bare(text))
+    if first is not None:
+        return first[1]
     found = CHOICE_IN_TEXT.findall(text[-TAIL_CHARS:])
     return found[-1] if found else None
 
@@ -214,11 +229,15 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _is_unit(word: str) -> bool:
+    return word.lower() in UNITS or word.lower().rstrip("s") in UNITS
+
+
 def _unit_name(word: str) -> str:
     """Return a unit's first name (`lb` and `pounds` are `lb`); any other word as it is."""
     singular = word if word in UNITS else word.rstrip("s") or word
     if singular not in UNITS:
-        return CURRENCIES.get(word, word)
+        return CURRENCIES.get(word, singular)
     return next(name for name, unit in UNITS.items() if unit == UNITS[singular])
 
 
@@ -250,6 +269,8 @@ def _with_digits(text: str) -> str:
     """Write a number word at the beginning as digits: `twenty-five apples` as `25 apples`."""
     match = re.match(r"([a-z]+)(?:[- ]([a-z]+))?", text, re.IGNORECASE)
     first = NUMBER_WORDS.get(match[1].lower()) if match else None
+    if match is not None and match[1].lower() in ("a", "an") and _is_unit(match[2] or ""):
+        first = "1"
     if match is None or first is None:
         return text
     second = NUMBER_WORDS.get((match[2] or "").lower())
@@ -261,7 +282,7 @@ def _with_digits(text: str) -> str:
 def _units(text: str) -> list[str] | None:
     """Return the words of a unit; None where what follows a number is more than that."""
     text = text.replace("°", " degree ")
-    if not re.fullmatch(r"[\s$€£¥₹]*(?:[^\W\d_]+['’.]?[\s/-]*){0,6}(?:[²³]|\^\{?[23]\}?)?\s*", text):
+    if not re.fullmatch(r"[\s$€£¥₹]*(?:(?:[^\W\d_]+['’.]?[\s/-]*){1,6}(?:[²³]|\^\{?[23]\}?)?)?\s*", text):
         return None
     words = [word for word in re.findall(r"[^\W\d_]+|[$€£¥₹²³]|\^\{?[23]\}?", text.casefold()) if word not in FILLERS]
     return [{"^2": "²", "^{2}": "²", "^3": "³", "^{3}": "³"}.get(word, CURRENCIES.get(word, word)) for word in words]
@@ -327,12 +348,15 @@ def _is_bounded(text: str) -> bool:
     """Tell whether computing an expression ends soon: short, no long numbers, no towers of powers, no sums."""
     if len(text) > MAX_VALUE_CHARS or NEVER_COMPUTED.search(text) or re.search(rf"\d{{{MAX_DIGITS},}}", text):
         return False
-    powers = re.findall(r"(?:\^|\*\*)\s*(\{[^{}]*\}|\([^()]*\)|[-+]?\w+|.)", text)
-    if any("^" in power or "**" in power for power in powers):
-        return False
-    numbers = [int(number) for power in powers for number in re.findall(r"\d{1,9}", power)]
-    return prod((max(1, number) for number in numbers), start=1) <= MAX_POWER and text.count("^") <= 8
+    exponents = [EXPONENT.match(text, power.end()) for power in POWER.finditer(text)]
+    numbers: list[int] = []
+    for exponent in exponents:
+        if exponent is None:
+            return False
+        numbers += [int(number) for number in re.findall(r"\d{1,4}", exponent.group())]
+    is_symbolic = re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text)) is not None
+    return prod(max(1, number) for number in numbers) <= (MAX_SYMBOLIC_POWER if is_symbolic else MAX_POWER)
 
 
 def _as_latex(text: str) -> str:
-    return f"${text}$" if re.search(r"[\\^_{}]", text) else text
+    return f"${text}$" if re.search(r"[\\^_{}A-Za-z]|\)\s*\(", text) else text

@@ -62,7 +62,8 @@ def patient(think: Thinking, patience_s: float, *, decode_tps: float | None, con
 
     Where the speed is not foretold the time itself is the limit; where the context is smaller, nothing more is.
     """
-    if think.word not in ("", "auto", "on") or (think.max_tokens, think.max_s) != (None, None):
+    is_limited = think.word not in ("", "auto", "on") or (think.max_tokens, think.max_s) != (None, None)
+    if is_limited or context_tokens <= LEAST_TOKENS:
         return think
     if decode_tps is None:
         return replace(think, max_s=patience_s)

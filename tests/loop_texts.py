@@ -50,9 +50,9 @@ PARAGRAPH = (
 )
 
 PASSING: dict[str, str] = {
-    "a multiplication table": "".join(rows(12, lambda b, a=a: f"{a} x {b} = {a * b}") for a in range(1, 13)),
+    "a multiplication table": "".join(f"{a} x {b} = {a * b}\n" for a in range(1, 13) for b in range(1, 13)),
     "a multiplication table in words": "".join(
-        rows(10, lambda b, a=a: f"{a} times {b} is {a * b}.") for a in range(1, 11)
+        f"{a} times {b} is {a * b}.\n" for a in range(1, 11) for b in range(1, 11)
     ),
     "one row of the multiplication table, long": rows(60, lambda n: f"17 times {n} is {17 * n}"),
     "sums": rows(80, lambda n: f"{scrambled(n)} + {n} = {scrambled(n) + n}"),

@@ -86,7 +86,7 @@ SAME = (
 @pytest.mark.parametrize(("expected", "answer"), SAME)
 def test_answers_of_the_same_value_are_the_same(expected: str, answer: str) -> None:
     assert same_answer(expected, answer)
-    assert is_right(f"I thought about it. The answer is **{answer}**", expected)
+    assert is_right(f"I thought about it. The answer is {answer}", expected)
 
 
 OTHER = (
@@ -132,7 +132,7 @@ RIGHT = (
     ("The answer is 86. Not 85.", "85", False),
     ("I don't know.", "85", False),
     ("", "85", False),
-    ("The answer is $\\frac{1}{2}$ of the cake.", "1/2", False),
+    ("The answer is $\\frac{1}{2}$ of the cake.", "1/2", True),
     ("The answer is $\\frac{1}{2}$.", "0.5", True),
     ("x = 12", "12", True),
 )
@@ -148,6 +148,10 @@ HOSTILE = (
     "9^{9^{9^9}}",
     "((9^{999})^{999})^{999}",
     "10**10**10**10",
+    "2^(3^(4^(5^6)))",
+    "(x+y+z+w+v)^{9999}",
+    "2^{10!}",
+    "\\exp(\\exp(\\exp(100)))",
     "(100!)!",
     "99999999!",
     "\\int_0^1 e^{e^{e^x}} dx",

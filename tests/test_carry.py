@@ -275,6 +275,7 @@ def test_a_name_that_is_not_safe_everywhere_is_refused(ours: Path, stick: Path, 
     assert "not safe" in refusal(stick, ours)
 
 
+@pytest.mark.first_run
 @pytest.mark.parametrize(
     ("repo", "file"),
     [

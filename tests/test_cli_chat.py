@@ -71,7 +71,7 @@ def test_a_leaving_word_ends_the_chat(chat: Chat, word: str) -> None:
 
 
 def test_the_help_names_every_command(chat: Chat) -> None:
-    from slm_local.cli.chat import COMMANDS, LEAVING
+    from slm_local.cli.repl import COMMANDS, LEAVING
 
     err = chat("/?").err
     assert all(word in err for word in (*COMMANDS, *LEAVING))
@@ -89,7 +89,7 @@ def test_think_and_set_change_what_show_shows(chat: Chat) -> None:
         ("/set temperature 99", "takes a number from 0 to 10", "/set temperature 0.6"),
         ("/set temprature 0.5", "there is no setting of that name", "/set temperature 0.6"),
         ("/set temperature", "takes a name and a value", "/set temperature 0.6"),
-        ("/think maybe", "takes auto, on or off", "/set think off"),
+        ("/think maybe", "takes off, on, auto, low", "/set think off"),
         ("/export", "takes a file", "/export chat.md"),
         ("/regen", "no answer to write anew", "say something first"),
         ("/stats", "there is no reply yet", "say something first"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,8 @@ def test_without_a_command_the_help_is_shown(slm: Slm) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_of_the_help_is_in_the_docs(slm: Slm, command: str) -> None:
-    flags = re.findall(r"^  (-.*?)(?:  |$)", slm(command, "--help").out, re.MULTILINE)
-    names = [name.split()[0] for each in flags for name in each.split(", ")]
+    flags = [flag for text in _helps(slm, command) for flag in re.findall(r"^  (-.*?)(?:  |$)", text, re.MULTILINE)]
+    names = [name.split()[0] for each in flags for name in re.split(", | / ", each)]
     assert "--help" in names
     missing = [name for name in names if f"`{name}" not in PAGE]
     assert not missing
@@ -44,8 +45,14 @@ def test_every_flag_of_the_help_is_in_the_docs(slm: Slm, command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_flags_help_is_one_line(slm: Slm, command: str) -> None:
-    text = slm(command, "--help").out
-    assert not re.search(r"^ {20,}\S", text, re.MULTILINE)
+    for text in _helps(slm, command):
+        assert not re.search(r"^ {20,}\S", text, re.MULTILINE)
+
+
+def _helps(slm: Slm, command: str) -> list[str]:
+    """Return the help of a command, or of each of its parts."""
+    parts = getattr(import_module(f"slm_local.cli.{COMMANDS[command].module}"), "commands", {"": None})
+    return [slm(*filter(None, (command, part)), "--help").out for part in parts]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -60,8 +67,8 @@ def test_the_docs_have_every_setting_exit_code_and_field() -> None:
 
 
 def test_the_docs_have_every_chat_command() -> None:
-    from slm_local.cli.chat import COMMANDS as WORDS
-    from slm_local.cli.chat import LEAVING
+    from slm_local.cli.repl import COMMANDS as WORDS
+    from slm_local.cli.repl import LEAVING
 
     assert all(f"`{word}" in PAGE for word in (*WORDS, *LEAVING))
 

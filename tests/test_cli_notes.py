@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from slm_local.cli import notes
-from slm_local.generation import Finish, Reply, Sampling, Timings, Usage
+from slm_local import notes
+from slm_local.generation import Cut, Finish, Reply, Sampling, Started, Thinking, Timings, Usage
 from slm_local.model import ModelSpec, Plan, Variant
+from slm_local.thinking import patient, read_thinking
 
 SPEC = ModelSpec(id="tiny", name="Tiny", parameters=2_800_000, embedded=True, refusal="I am a tiny model:")
 PLAN = Plan(
@@ -29,25 +30,81 @@ REPLY = Reply(thinking="", answer="It is 85.", finish="stop", cut="none", usage=
 
 @pytest.mark.parametrize("finish", ["stop", "cancelled", "error"])
 def test_a_reply_that_is_whole_or_was_stopped_needs_no_word(finish: Finish) -> None:
-    assert notes.ending(replace(REPLY, finish=finish), 512, None) is None
+    assert notes.endings(replace(REPLY, finish=finish), Thinking(), 512, None) == []
 
 
 @pytest.mark.parametrize(
     ("reply", "said", "hint"),
     [
         (replace(REPLY, finish="length"), "the answer was cut at 9 tokens", "--max-tokens 18"),
-        (replace(REPLY, finish="length", cut="max_tokens"), "thinking was cut at 9 tokens", "--max-tokens 18"),
+        (replace(REPLY, finish="length", cut="max_tokens", answer=""), "thinking was cut at 9", "--max-tokens 18"),
+        (replace(REPLY, finish="length", cut="max_tokens"), "the reply was cut at 9 tokens", "--max-tokens 18"),
         (replace(REPLY, finish="context"), "the context of 512 tokens is full", "--ctx 1024"),
-        (replace(REPLY, finish="loop"), "repeated itself", "-o repeat_penalty=1.1"),
+        (replace(REPLY, finish="context", cut="context"), "the context of 512 tokens is full", "--ctx 1024"),
+        (replace(REPLY, cut="context"), "the context keeps room for the answer", "--ctx 1024"),
+        (replace(REPLY, cut="max_tokens"), "the limit of tokens keeps room for the answer", "--max-tokens 18"),
+        (replace(REPLY, cut="loop"), "thinking was ended, for it repeated itself", "-o repeat_penalty=1.1"),
+        (replace(REPLY, finish="loop"), "the answer repeated itself", "-o repeat_penalty=1.1"),
         (replace(REPLY, finish="empty", thinking="hm"), "without an answer", "--no-think"),
         (replace(REPLY, finish="empty"), "without an answer", "--temp 0.6"),
     ],
 )
 def test_a_reply_that_ended_before_its_time_says_why_and_what_to_type(reply: Reply, said: str, hint: str) -> None:
-    ending = notes.ending(reply, 512, 9)
-    assert ending is not None
-    assert said in ending[0]
-    assert ending[1] == hint
+    (note,) = notes.endings(reply, Thinking(), 512, 9)
+    assert said in note.text
+    assert note.hint == hint
+    assert note.is_warning
+
+
+@pytest.mark.parametrize(
+    ("word", "cut", "said", "hint"),
+    [
+        ("256", "budget", "thinking was ended at 256 tokens", "--think 512"),
+        ("low", "budget", "thinking was ended at 512 tokens", "--think medium"),
+        ("high", "budget", "thinking was ended at 8,192 tokens", "--think max"),
+        ("30s", "time", "thinking was ended after 30 s", "--think 60s"),
+        ("1m30s", "time", "thinking was ended after 90 s", "--think 180s"),
+        ("max", "user", "thinking was ended, as you asked", None),
+    ],
+)
+def test_thinking_that_ended_as_asked_says_how_to_have_more(word: str, cut: Cut, said: str, hint: str | None) -> None:
+    (note,) = notes.endings(replace(REPLY, cut=cut), read_thinking(word), 512, 9)
+    assert (note.text, note.hint, note.is_warning) == (said, hint, False)
+    if hint is not None:
+        assert read_thinking(hint.split()[1])
+        assert notes.in_chat(hint) == f"/think {hint.split()[1]}"
+
+
+def test_a_limit_that_nobody_gave_is_taken_off_by_max() -> None:
+    limited = patient(Thinking(), 180.0, decode_tps=10.0, context_tokens=16384)
+    (note,) = notes.endings(replace(REPLY, cut="budget"), limited, 512, None)
+    assert (note.text, note.hint) == ("thinking was ended at 1,800 tokens", "--think max")
+    by_time = patient(Thinking(), 180.0, decode_tps=None, context_tokens=16384)
+    assert notes.endings(replace(REPLY, cut="time"), by_time, 512, None)[0].hint == "--think max"
+
+
+def test_no_thinking_at_all_needs_no_word() -> None:
+    assert notes.endings(replace(REPLY, cut="budget"), read_thinking("0"), 512, None) == []
+
+
+def test_thinking_and_answer_that_both_ended_early_say_so_both() -> None:
+    both = notes.endings(replace(REPLY, cut="budget", finish="loop"), read_thinking("64"), 512, None)
+    assert [note.text for note in both] == [
+        "thinking was ended at 64 tokens",
+        "the answer repeated itself and was stopped",
+    ]
+
+
+def test_a_prompt_that_leaves_less_thinking_says_so_to_who_gave_the_limit() -> None:
+    started = Started(prompt_tokens=400, cached_tokens=0, context_tokens=512, think_state="open", think_tokens=32)
+    note = notes.lowered(started, read_thinking("256"), 512)
+    assert note is not None
+    assert (note.text, note.hint) == ("the prompt left thinking 32 of the 256 tokens that were asked for", "--ctx 1024")
+    assert notes.lowered(started, read_thinking("32"), 512) is None
+    assert notes.lowered(started, patient(Thinking(), 180.0, decode_tps=10.0, context_tokens=16384), 512) is None
+    closed = notes.lowered(replace(started, think_state="closed"), read_thinking("256"), 512)
+    assert closed is not None
+    assert closed.text == "the model's chat template closes thinking: --think 256 changes nothing"
 
 
 @pytest.mark.parametrize(
@@ -86,3 +143,9 @@ def test_counts_that_a_runtime_does_not_tell_are_not_invented() -> None:
     lines = notes.timing_lines(replace(REPLY, usage=Usage(prompt_tokens=None, think_tokens=None, answer_tokens=None)))
     assert "prompt eval count:     unknown" in lines
     assert "eval count:            unknown (thinking unknown)" in lines
+
+
+def test_tags_and_what_was_put_in_for_the_model_are_counted_apart() -> None:
+    usage = Usage(think_tokens=40, answer_tokens=2, tag_tokens=1, injected_tokens=9)
+    lines = notes.timing_lines(replace(REPLY, usage=usage))
+    assert "eval count:            42 tokens (thinking 40, 1 of them tags, 9 of them injected)" in lines

@@ -184,7 +184,7 @@ def test_a_cut_reply_says_so_and_exits_with_0(slm: Slm, model: str) -> None:
     [
         (("run", "tiny-resoner", "x"), 2, "near it: tiny-reasoner", "slm ls --all"),
         (("run", "./absent.gguf", "x"), 2, "there is no file ./absent.gguf", "slm ls"),
-        (("run", "tiny", "x", "--think", "maybe"), 2, "--think takes auto, on or off, not 'maybe'", "--think off"),
+        (("run", "tiny", "x", "--think", "maybe"), 2, "--think takes off, on, auto, low", "--think off"),
         (("run", "tiny", "x", "--temp", "hot"), 2, "--temp takes a number from 0 to 10, not 'hot'", "--temp 0.6"),
         (("run", "tiny", "x", "--no-think", "--think", "on"), 2, "contradict", "--think off"),
         (("run", "tiny", "x", "-o", "topp=1"), 2, "near it: top_p", "-o top_p=0.95"),
@@ -195,7 +195,8 @@ def test_a_cut_reply_says_so_and_exits_with_0(slm: Slm, model: str) -> None:
         (("run", "tiny", "x", "--temp"), 2, "requires an argument", "slm run --help"),
         (("run",), 2, "which model?", "slm run tiny-reasoner"),
         (("rnu", "tiny"), 2, "there is no command 'rnu'", "slm run"),
-        (("run", "tiny@think=256", "x"), 2, "@think on the model takes auto, on or off", "@think=off"),
+        (("run", "tiny@think=3d", "x"), 2, "@think on the model takes off, on, auto, low", "@think=off"),
+        (("run", "tiny", "x", "--think", "9", "--think-budget", "8"), 2, "contradict", "--think 9"),
     ],
 )
 def test_bad_input_is_said_in_one_line_with_what_to_type(

@@ -18,6 +18,7 @@ from slm_local.config import (
     with_setting,
 )
 from slm_local.errors import ConfigError, UsageError
+from slm_local.generation import Thinking
 
 PACKAGE = Path(__file__).resolve().parents[1] / "slm_local"
 
@@ -51,14 +52,34 @@ def test_toml_values_keep_their_types(tmp_path: Path) -> None:
     lines = ("think = false", "hide_thinking = true", "temperature = 1", 'stop = ["A", "B"]', 'system = "Be brief."')
     write_config(tmp_path, "\n".join(lines))
     settings = load_settings({}, environment=environment(tmp_path))
-    assert (settings.think, settings.hide_thinking, settings.sampling.temperature) == ("off", True, 1.0)
+    assert (settings.think.mode, settings.hide_thinking, settings.sampling.temperature) == ("off", True, 1.0)
     assert (settings.stop, settings.system) == (("A", "B"), "Be brief.")
 
 
 @pytest.mark.parametrize(("key", "value"), [("no-think", ""), ("no_think", "true"), ("think", "off")])
 def test_thinking_is_switched_off_on_the_reference(tmp_path: Path, key: str, value: str) -> None:
     settings = load_settings({}, reference_settings={key: value}, environment=environment(tmp_path))
-    assert settings.think == "off"
+    assert settings.think.mode == "off"
+
+
+def test_how_long_to_think_may_stand_in_every_source(tmp_path: Path) -> None:
+    write_config(tmp_path, 'think = 256\nbridge = " So:"\nanswer_reserve = 64\nloop_guard = false\n')
+    plain = environment(tmp_path)
+    read = load_settings({}, environment=plain)
+    assert (read.think.max_tokens, read.bridge, read.answer_reserve, read.loop_guard) == (256, " So:", 64, False)
+    assert load_settings({}, environment={**plain, "SLM_THINK": "high"}).think.max_tokens == 8192
+    assert load_settings({}, environment={**plain, "SLM_THINK_BUDGET": "9"}).think.max_tokens == 9
+    assert load_settings({}, reference_settings={"think": "30s"}, environment=plain).think.max_s == 30.0
+    assert load_settings({}, reference_settings={"think-budget": "7"}, environment=plain).think.max_tokens == 7
+    assert load_settings({"think": "max"}, environment=plain).think == Thinking(word="max")
+
+
+def test_what_can_not_be_thought_says_all_that_can(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_settings({"think": "much"}, environment=environment(tmp_path))
+    for word in ("off", "on", "auto", "low", "medium", "high", "max", "256", "30s", "5m"):
+        assert word in caught.value.message
+    assert caught.value.hint == "--think off"
 
 
 @pytest.mark.parametrize(("word", "field"), [("temp", "temperature"), ("TOP-P", "top_p"), ("Min_P", "min_p")])
@@ -146,7 +167,12 @@ def test_a_variable_that_looks_misspelt_is_named_and_another_programs_is_passed_
         ("ctx", "9" * 400),
         ("max_tokens", "0"),
         ("threads", "513"),
-        ("think", "256"),
+        ("think", "-1"),
+        ("think", 2.5),
+        ("think", "2147483648"),
+        ("answer_reserve", "0"),
+        ("loop_guard", "maybe"),
+        ("bridge", " "),
         ("backend", "ollama"),
         ("device", "tpu"),
         ("stop", ("", "x")),

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from slm_local.errors import (
     UsageError,
     WorkerCrashed,
 )
-from slm_local.generation import AnswerDelta, Control, Done, Sampling
+from slm_local.generation import AnswerDelta, Control, Done, Message, Sampling, Thinking
+from slm_local.model import ModelSpec
 from tests.conftest import ScriptWriter
 
 
@@ -77,7 +79,7 @@ def test_a_crash_while_loading_is_an_error_and_no_hang(script: ScriptWriter) -> 
 
 def test_settings_hang_on_the_reference(script: ScriptWriter) -> None:
     chosen = choose(f"scripted:{script({'end': 'stop'})}@no-think,temperature=0.3,threads=1")
-    assert chosen.settings.think == "off"
+    assert chosen.settings.think.mode == "off"
     assert chosen.settings.sampling.temperature == 0.3
     assert chosen.plans[0].threads == 1
 
@@ -87,17 +89,68 @@ def test_the_users_sampling_lies_over_the_models(script: ScriptWriter) -> None:
     settings = Settings(sampling=SamplingOverrides(top_k=5, seed=9))
     chosen = choose(reference, settings=settings)
     engine = Engine(chosen)
-    assert engine.sampling("auto") == Sampling(top_k=5, seed=9)
-    registry_choice = choose("qwen3-0.6b")
-    quiet = _engine_for(registry_choice, chosen)
-    assert quiet.sampling("off").temperature == 0.7
-    assert quiet.sampling("auto").temperature == 0.6
+    assert engine.sampling() == Sampling(top_k=5, seed=9)
+    quiet = _engine_of(choose("qwen3-0.6b").spec, chosen)
+    assert quiet.sampling(Thinking(mode="off")).temperature == 0.7
+    assert quiet.sampling().temperature == 0.6
 
 
-def _engine_for(spec_of: Choice, runnable: Choice) -> Engine:
+def _engine_of(spec: ModelSpec, runnable: Choice) -> Engine:
     engine = Engine(runnable)
-    engine.spec = spec_of.spec
+    engine.spec = spec
     return engine
+
+
+def test_a_request_carries_how_long_to_think_and_what_is_kept_for_the_answer(script: ScriptWriter) -> None:
+    reference = f"scripted:{script({'end': 'stop'})}@think=256,answer-reserve=32,loop-guard=false"
+    engine = Engine(choose(reference))
+    request = engine.request("hi")
+    assert (request.think, request.think_tokens, request.think_s) == ("open", 256, None)
+    assert (request.answer_reserve, request.has_loop_guard) == (32, False)
+    timed = engine.request("hi", think=Thinking(mode="open", max_s=5.0))
+    assert (timed.think_tokens, timed.think_s) == (None, 5.0)
+    assert engine.request("hi", think=Thinking()).think_tokens == 256  # nothing asked: as set
+
+
+def test_a_models_own_way_to_think_yields_to_every_other(script: ScriptWriter) -> None:
+    chosen = choose(f"scripted:{script({'end': 'stop'})}")
+    spec = replace(chosen.spec, thinking=Thinking(mode="open", max_tokens=64, word="64"))
+    engine = _engine_of(spec, chosen)
+    assert engine.request("hi").think_tokens == 64
+    engine.settings = replace(engine.settings, think=Thinking(word="max"))
+    assert engine.request("hi").think_tokens is None
+
+
+def test_only_a_person_without_patience_limits_what_nobody_limited(script: ScriptWriter) -> None:
+    chosen = choose(f"scripted:{script({'end': 'stop'})}")
+    engine = Engine(chosen)
+    assert engine.thinking() == Thinking()
+    engine.patience_s = 180.0
+    engine.plan = replace(engine.plan, expected_decode_tps=10.0, context_tokens=16384)
+    assert engine.request("hi").think_tokens == 1800
+    assert engine.request("hi", think=Thinking(word="max")).think_tokens is None
+    assert engine.request("hi", think=Thinking(mode="off", word="off")).think_tokens is None
+    engine.spec = replace(engine.spec, tags=None)
+    assert engine.request("hi").think_tokens is None
+
+
+def test_the_bridge_is_the_users_else_the_models(script: ScriptWriter) -> None:
+    chosen = choose(f"scripted:{script({'end': 'stop'})}@bridge= So:")
+    own = replace(chosen.plans[0], spec=replace(chosen.spec, bridge=" Enough."))
+    assert Engine(replace(chosen, plans=(own,)))._load_settings.bridge == " So:"
+    unset = replace(chosen, plans=(own,), settings=replace(chosen.settings, bridge=None))
+    assert Engine(unset)._load_settings.bridge == " Enough."
+
+
+def test_a_system_prompt_that_is_advised_against_heads_the_first_user_turn(script: ScriptWriter) -> None:
+    chosen = choose(f"scripted:{script({'end': 'stop'})}@system=Be brief.")
+    engine = _engine_of(replace(chosen.spec, advises_against_system=True), chosen)
+    assert engine.request("hi").messages == (Message(role="user", content="Be brief.\n\nhi"),)
+    turns = [Message(role="system", content="S"), Message(role="user", content="a")]
+    turns += [Message(role="assistant", content="b"), Message(role="user", content="c")]
+    later = engine.request(turns).messages
+    assert [(each.role, each.content) for each in later] == [("user", "S\n\na"), ("assistant", "b"), ("user", "c")]
+    assert Engine(chosen).request("hi").messages[0] == Message(role="system", content="Be brief.")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from slm_local.errors import ConfigError, UnknownModel, UsageError
-from slm_local.generation import ReasoningTags, ThinkControl
+from slm_local.generation import ReasoningTags, ThinkControl, Thinking
 from slm_local.gguf_header import GgufHeader, read_header
 from slm_local.model import ModelSpec, Shape, Variant
 from slm_local.reasoning import FAMILIES
@@ -177,6 +177,12 @@ def test_r1_distills_sample_as_their_authors_say_and_open_thinking(registry: Reg
         assert spec.tags == ReasoningTags("<think>", "</think>", force_open=True)
 
 
+def test_a_system_prompt_is_advised_against_where_the_makers_do(registry: Registry) -> None:
+    advised = {spec.id for spec in registry.models if spec.advises_against_system}
+    distills = {spec.id for spec in registry.models if spec.id.startswith("deepseek-r1-distill")}
+    assert advised == {*distills, "deepseek-moe-16b-chat", "deepseek-llm-7b-chat"}
+
+
 def test_what_the_registry_says_of_embedded_models_is_what_their_files_say(registry: Registry) -> None:
     for spec in (spec for spec in registry.models if spec.embedded):
         assert spec.variants[0].path is not None
@@ -207,6 +213,7 @@ def test_gpt_oss_can_not_be_silenced_by_an_empty_block(registry: Registry) -> No
     for skipped in spec.tags.skip:
         answer = answer.replace(skipped, "")
     assert (rest[0], answer) == ("A", "B")
+    assert written == f"{spec.tags.open}A{spec.tags.close}{spec.tags.answer_open}B"
 
 
 def test_the_page_of_models_is_up_to_date() -> None:
@@ -249,6 +256,8 @@ FAULTS = [
     (f"[models.x]\n{ONE_FILE}\nsampling = {{ top_p = nan }}", "line 3, model x: key 'sampling.top_p'", "from 0 to 1"),
     (f"[models.x]\n{ONE_FILE}\ntags = {{ open = '<a>' }}", "line 3, model x: key 'tags'", "lacks its key 'close'"),
     (f"[models.x]\n{ONE_FILE}\ntags = {{ open = 'a', close = 'a' }}", "key 'tags.close'", "differ"),
+    (f"[models.x]\n{ONE_FILE}\nthink = 'much'", "line 3, model x: key 'think'", "takes off, on, auto"),
+    (f"[models.x]\n{ONE_FILE}\nthink = {{ default = -1 }}", "line 3, model x: key 'think.default'", "not -1"),
     (f"[models.x]\n{ONE_FILE}\ncontext_tokens = 8", "line 3, model x: key 'context_tokens'", "from 32"),
     (f"[models.x]\n{ONE_FILE}\nparameters = 5\nactive_parameters = 6", "line 4, model x", "more than all"),
     (f"[models.x]\n{ONE_FILE}\nscores = {{ AIME = 1 }}", "line 3, model x: key 'scores'", "no source"),
@@ -421,6 +430,21 @@ def test_a_new_model_may_stand_on_its_own(write: Write) -> None:
     assert own.tags == ReasoningTags(open="<t>", close="</t>")
     assert own.think == ThinkControl()
     assert own.origin == str(file)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("think = 512", Thinking(mode="open", max_tokens=512, word="512")),
+        ('think = "30s"', Thinking(mode="open", max_s=30.0, word="30s")),
+        ("think = false", Thinking(mode="off", word="off")),
+        ('think = { default = "max", off_block = false }', Thinking(word="max")),
+    ],
+)
+def test_a_model_of_ones_own_may_think_so_long_where_nobody_says(write: Write, written: str, meant: Thinking) -> None:
+    own = model(load_registry(write(f'[models.mine]\nbase = "r1-8b"\n{written}\nbridge = " So:"\n')), "mine")
+    assert (own.thinking, own.bridge) == (meant, " So:")
+    assert own.think == ThinkControl(off_block="off_block" not in written)
 
 
 def test_a_name_of_ones_own_may_stand_for_a_remote(write: Write) -> None:

@@ -108,9 +108,9 @@ def started() -> Started:
     return Started(prompt_tokens=3, cached_tokens=0, context_tokens=512, think_state="open")
 
 
-def panels(screen: Screen, **options: bool) -> PanelView:
+def panels(screen: Screen, *, shows_thinking: bool = True, limit: str = "", is_quiet: bool = False) -> PanelView:
     terminal = Terminal(screen, Screen(), {})
-    return PanelView(terminal, "tiny", shows_thinking=options.pop("shows_thinking", True), **options)
+    return PanelView(terminal, "tiny", shows_thinking=shows_thinking, limit=limit, is_quiet=is_quiet)
 
 
 # ---- blocks
@@ -250,10 +250,10 @@ def test_panels_show_everything_once_the_stream_is_over() -> None:
     view.feed(started(), 0.0)
     for delta in re.findall(r"\s*\S+\s*", thinking):
         view.feed(ThinkDelta(text=delta, tokens=1), 1.0)
-    view.draw(2.0, is_stopping=False)
+    view.draw(2.0, remark="")
     for delta in re.findall(r"\s*\S+\s*", answer):
         view.feed(AnswerDelta(text=delta, tokens=1), 4.25)
-    view.draw(5.0, is_stopping=False)
+    view.draw(5.0, remark="")
     view.close(Outcome(reply=reply(thinking, answer)))
     text = ESCAPES.sub("", screen.getvalue())
     assert text.count("first I think\n") == 60
@@ -286,7 +286,7 @@ def test_a_redraw_does_not_grow_with_the_text_before_it() -> None:
     for number in range(400):
         view.feed(AnswerDelta(text=f"x{number:04} = {number:04}\n", tokens=9), 0.0)
         before = len(screen.getvalue())
-        view.draw(0.0, is_stopping=False)
+        view.draw(0.0, remark="")
         sizes.append(len(screen.getvalue()) - before)
     assert max(sizes[200:]) <= max(sizes[:200])
     view.feed(AnswerDelta(text="```\n", tokens=1), 0.0)
@@ -299,7 +299,7 @@ def test_hidden_thinking_is_counted_but_not_shown() -> None:
     screen = Screen()
     view = panels(screen, shows_thinking=False)
     view.feed(ThinkDelta(text="secret", tokens=3), 0.0)
-    view.draw(0.5, is_stopping=False)
+    view.draw(0.5, remark="")
     view.feed(AnswerDelta(text="open", tokens=1), 1.0)
     view.close(Outcome(reply=reply()))
     text = ESCAPES.sub("", screen.getvalue())
@@ -308,11 +308,25 @@ def test_hidden_thinking_is_counted_but_not_shown() -> None:
     assert "thought 3 tokens · 1.0 s" in text
 
 
+def test_how_far_thinking_may_go_is_shown_where_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = "up to 1,800 tokens, 3 min here · Enter: answer now"
+    for columns, head in ((120, f"{'─' * 10} {limit} ──\n"), (60, f"{'─' * 10}\n{limit}\n")):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        screen = Screen()
+        view = panels(screen, limit=limit)
+        view.feed(ThinkDelta(text="hm", tokens=3), 0.0)
+        view.draw(0.5, remark="Enter: answer now · Ctrl-C stops")
+        text = ESCAPES.sub("", screen.getvalue())
+        assert text.startswith("── thinking · tiny ──")
+        assert head in text
+        assert "thinking · 3 tokens · 0.5 s · Enter: answer now" in text
+
+
 def test_a_quiet_panel_is_the_answer_alone() -> None:
     screen = Screen()
     view = panels(screen, is_quiet=True)
     view.feed(ThinkDelta(text="hm", tokens=1), 0.0)
-    view.draw(0.0, is_stopping=False)
+    view.draw(0.0, remark="")
     view.feed(AnswerDelta(text="yes", tokens=1), 0.0)
     view.close(Outcome(reply=reply()))
     assert ESCAPES.sub("", screen.getvalue()).split() == ["yes"]
@@ -327,7 +341,7 @@ def test_any_size_of_terminal_is_borne(size: tuple[int, int], monkeypatch: pytes
     view.feed(ThinkDelta(text="considering carefully", tokens=1), 0.0)
     for chunk in MARKDOWN.split(" "):
         view.feed(AnswerDelta(text=chunk + " ", tokens=1), 0.0)
-        view.draw(0.0, is_stopping=False)
+        view.draw(0.0, remark="")
     view.close(Outcome(reply=reply()))
     assert "openfence" in re.sub(r"\s", "", ESCAPES.sub("", screen.getvalue()))
 
@@ -337,7 +351,7 @@ def test_hostile_text_reaches_a_panel_only_as_stand_ins() -> None:
     screen = Screen()
     view = panels(screen)
     view.feed(ThinkDelta(text=hostile, tokens=1), 0.0)
-    view.draw(0.0, is_stopping=False)
+    view.draw(0.0, remark="")
     view.feed(AnswerDelta(text=hostile, tokens=1), 0.0)
     view.close(Outcome(reply=reply()))
     text = ESCAPES.sub("", screen.getvalue())
@@ -399,7 +413,7 @@ class Recorder:
     def feed(self, event: StreamEvent, at_s: float) -> None:
         self.events.append(event)
 
-    def draw(self, now_s: float, *, is_stopping: bool) -> None:
+    def draw(self, now_s: float, *, remark: str) -> None:
         if self._presses and any(isinstance(event, AnswerDelta) for event in self.events):
             self._presses -= 1
             signal.raise_signal(signal.SIGINT)

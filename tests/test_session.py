@@ -20,7 +20,7 @@ def engine(script: ScriptWriter, monkeypatch: pytest.MonkeyPatch) -> Iterator[En
         *({"text": "<think>secret"}, {"text": "</think>one"}, {"end": "stop"}),
         *({"text": "two"}, {"end": "stop"}),
         *({"text": "three"}, {"end": "stop"}),
-        setup={"context": 200},
+        setup={"context": 400},
     )
     with open_model(f"scripted:{path}") as opened:
         yield opened
@@ -40,15 +40,15 @@ def test_thinking_never_goes_back_into_the_prompt(engine: Engine) -> None:
 
 def test_a_refused_turn_changes_nothing_and_drop_makes_room(engine: Engine) -> None:
     session = ChatSession(engine)
-    list(session.send("x" * 60))
-    list(session.send("y" * 40))
+    list(session.send("x" * 100))
+    list(session.send("y" * 60))
     before = contents(session)
-    with pytest.raises(PromptTooLong, match="200"):
-        list(session.send("z" * 90))
+    with pytest.raises(PromptTooLong, match="400"):
+        list(session.send("z" * 120))
     assert contents(session) == before
     assert session.drop() == 2
-    list(session.send("z" * 90))
-    assert contents(session)[0] == "y" * 40
+    list(session.send("z" * 120))
+    assert contents(session)[0] == "y" * 60
 
 
 def test_a_cancelled_turn_keeps_the_answer_it_has_and_none_without_one(engine: Engine) -> None:
@@ -93,7 +93,7 @@ def test_the_export_has_thinking_apart_and_the_exact_text(engine: Engine) -> Non
 
 def test_a_turn_without_an_answer_can_be_asked_again(script: ScriptWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLM_SCRIPTED", "1")
-    path = script({"text": "<think>only thoughts"}, {"end": "stop"}, {"text": "now"}, {"end": "stop"})
+    path = script({"text": "<think>only thoughts</think>"}, *[{"end": "stop"}] * 2, {"text": "now"}, {"end": "stop"})
     with open_model(f"scripted:{path}") as opened:
         session = ChatSession(opened)
         list(session.send("first"))

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -26,12 +27,14 @@ from slm_local.generation import (
     ReasoningTags,
     Sampling,
     StreamEvent,
+    ThinkDelta,
 )
 from slm_local.worker import Worker
 from slm_local.worker.wire import from_line, to_line
 from tests.conftest import ScriptWriter
-from tests.contract.runners import ask
-from tests.loading import load_settings_for
+from tests.contract.runners import Heard, ask
+from tests.governed import BRIDGE, CASES, END, OPEN, VARIED, Case
+from tests.loading import THINK_TAGS, load_settings_for
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
@@ -49,7 +52,8 @@ def opened(tmp_path: Path) -> Iterator[Callable[[Path], Worker]]:
 
     def open_script(path: Path) -> Worker:
         made.append(Worker(tmp_path))
-        made[-1].load(load_settings_for("scripted", path), Control(), lambda waited, fraction: None)
+        settings = load_settings_for("scripted", path, context=4096, tags=THINK_TAGS)
+        made[-1].load(settings, Control(), lambda waited, fraction: None)
         return made[-1]
 
     yield open_script
@@ -289,3 +293,49 @@ def test_the_parent_never_imports_a_runtime(script: ScriptWriter, tmp_path: Path
         env={**os.environ, "SLM_SCRIPTED": "1", "SLM_HOME": str(tmp_path)},
     )
     assert done.stdout.strip() == "said []"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_whatever_a_model_does_it_comes_to_the_end_that_was_promised(
+    case: Case, opened: Callable[[Path], Worker], script: ScriptWriter
+) -> None:
+    request = replace(ask("go", max_tokens=case.max_tokens), think_tokens=case.think_tokens)
+    heard = Heard(list(opened(script(*case.rows)).stream(request, Control())))
+    reply = heard.reply
+    assert (reply.finish, reply.cut) == (case.finish, case.cut)
+    assert reply.thinking.endswith(case.thinking_end)
+    assert reply.answer == (reply.answer if case.answer is None else case.answer)
+    assert (heard.thinking, heard.answer.rstrip()) == (reply.thinking, reply.answer.rstrip())
+
+
+def test_the_answer_begins_when_it_is_asked_for(opened: Callable[[Path], Worker], script: ScriptWriter) -> None:
+    thoughts = {"text": VARIED, "times": 900, "delay": 0.01}
+    worker = opened(script(OPEN, thoughts, END, {"text": "at once", "end": "stop"}))
+    control = Control()
+    events: list[StreamEvent] = []
+    for event in worker.stream(ask("go", max_tokens=None), control):
+        events.append(event)
+        if isinstance(event, ThinkDelta):
+            control.end_thinking()
+    reply = Heard(events).reply
+    assert (reply.finish, reply.cut, reply.answer) == ("stop", "user", "at once")
+    assert reply.thinking.endswith(BRIDGE)
+
+
+def test_an_answer_asked_for_before_the_start_has_no_thinking(
+    opened: Callable[[Path], Worker], script: ScriptWriter
+) -> None:
+    worker = opened(script({"text": VARIED, "times": 900, "delay": 0.2}, END, {"text": "at once", "end": "stop"}))
+    control = Control()
+    control.end_thinking()
+    reply = Heard(list(worker.stream(ask("x " * 1000, max_tokens=None, think="on"), control))).reply
+    assert (reply.cut, reply.answer) == ("user", "at once")
+
+
+def test_time_for_thinking_is_over_though_the_model_is_slow(
+    opened: Callable[[Path], Worker], script: ScriptWriter
+) -> None:
+    thoughts = {"text": VARIED, "times": 900, "delay": 0.05}
+    worker = opened(script(OPEN, thoughts, END, {"text": "in time", "end": "stop"}))
+    reply = Heard(list(worker.stream(replace(ask("go", max_tokens=None), think_s=0.3), Control()))).reply
+    assert (reply.cut, reply.answer) == ("time", "in time")

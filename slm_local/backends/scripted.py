@@ -2,10 +2,10 @@
 
 The file is JSON lines. A first line may be `{"setup": {"context": 4096, "template": "...", "control": [...]}}`;
 every other line is one step: `{"text": "...", "ids": [1], "delay": 0.01, "fault": "segv", "end": "stop"}`, all keys
-optional. `end` ends a reply; the next request, or this one if something is injected then, goes on behind it (also when
-its reply was cut short before), and the script starts over when it is used up. With `times` a step is played so often,
-`{n}` in its text being the number of the time.
-A prompt's tokens, and those of what is injected, are UTF-8 bytes.
+optional. `end` ends a reply; the next request goes on behind it (also when its reply was cut short before), and the
+script starts over when it is used up. With `times` a step is played so often, `{n}` in its text being the number of the
+time. When something is injected, the reply goes on behind the step that closes its thinking, else behind its end. A
+prompt's tokens, and those of what is injected, are UTF-8 bytes.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class ScriptedBackend:
         self._steps: list[dict[str, Any]] = []
         self._next = 0
         self._context_tokens = 0
+        self._close = ""
         self._live: dict[int, _Live] = {}
         self._last_prompt = b""
         self._handles = 0
@@ -71,6 +72,7 @@ class ScriptedBackend:
         if setup.get("load_fault"):
             _fail(str(setup["load_fault"]), control)
         on_progress(1.0)
+        self._close = settings.tags.close if settings.tags is not None else ""
         self._context_tokens = min(settings.context_tokens, int(setup.get("context", settings.context_tokens)))
         return ModelFacts(
             architecture="scripted",
@@ -114,9 +116,11 @@ class ScriptedBackend:
         return updates
 
     def inject(self, handle: Handle, text: str) -> None:
-        """Queue `text` as the sequence's next piece."""
+        """Queue `text` as the sequence's next piece, and go on as if the model had been convinced by it."""
         live = self._live[handle.id]
         live.injected.append(text)
+        if not live.ended:
+            self._skip(self._close)
         live.ended = False
 
     def token_count(self, text: str) -> int:
@@ -126,11 +130,15 @@ class ScriptedBackend:
     def remove(self, handle: Handle) -> None:
         """Forget the sequence, and what is left of its reply if it plays alone."""
         live = self._live.pop(handle.id, None)
-        if live is None or live.ended or self._live:
-            return
+        if live is not None and not live.ended and not self._live:
+            self._skip()
+
+    def _skip(self, text: str = "") -> None:
+        """Go on behind the next step that ends a reply or, where one is given, holds a text."""
         while self._next < len(self._steps):
             self._next += 1
-            if self._steps[self._next - 1].get("end"):
+            step = self._steps[self._next - 1]
+            if step.get("end") or (text and text in step.get("text", "")):
                 return
 
     def close(self) -> None:

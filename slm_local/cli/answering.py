@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from slm_local.cli import notes
+from slm_local import notes
 from slm_local.cli.calibration import offer_calibration
 from slm_local.cli.fetching import FetchView, confirm
 from slm_local.cli.options import Flags

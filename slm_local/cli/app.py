@@ -32,8 +32,8 @@ class _Entry:
 COMMANDS = {
     "run": _Entry("run", "MODEL [PROMPT]", "one answer; without a prompt, a chat"),
     "chat": _Entry("chat", "[MODEL]", "a conversation"),
-    "compare": _Entry("compare", "MODEL MODEL", "one prompt, several models, side by side, measured"),
-    "history": _Entry("history", "list|show|search|export|rm", "the chats that were kept"),
+    "compare": _Entry("compare", "MODEL MODEL", "one prompt, several models, measured side by side"),
+    "history": _Entry("history", "", "what was kept: list, show, search, export, rm"),
     "pull": _Entry("pull", "MODEL", "fetch a model; goes on where it stopped, verifies"),
     "ls": _Entry("ls", "", "the models that are here; --all: the registry, too"),
     "show": _Entry("show", "MODEL", "what is known about a model"),
@@ -51,7 +51,7 @@ ALIASES = {"list": "ls"}
 EXAMPLES = """\
   slm run tiny-reasoner "What is 47 + 38?"   watch it think, then answer
   cat notes.txt | slm run MODEL "Sum up"     stdout is the answer, nothing else
-  slm chat MODEL                             a conversation; /? inside it
+  slm chat MODEL                             a conversation; F1 inside it
 """
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, assert_never
 
-from slm_local import __version__
-from slm_local.cli import lanes, notes
-from slm_local.cli.answering import EMBEDDED_PACE
+from slm_local import __version__, notes
+from slm_local.cli import lanes
+from slm_local.cli.answering import EMBEDDED_PACE, Teller
 from slm_local.cli.fetching import confirm
 from slm_local.cli.options import Flags
 from slm_local.cli.render import DIM, RED, YELLOW, Terminal, rule
@@ -19,9 +19,10 @@ from slm_local.config import Settings
 from slm_local.engine import Offer
 from slm_local.errors import Interrupted
 from slm_local.forecast import machine_line
-from slm_local.generation import Control, StreamEvent
+from slm_local.generation import Control, StreamEvent, Thinking
 from slm_local.hardware import probe
 from slm_local.registry import Registry
+from slm_local.system import can_type_lines
 
 if TYPE_CHECKING:
     from slm_local.store import Store
@@ -72,13 +73,14 @@ class Comparison:
             )
             for message in messages:
                 self._take(message, messages)
-        if presses and not any(each.tokens for each in self.results):
+        is_stopped = bool(presses) or self.control.cancelled
+        if is_stopped and not any(each.tokens for each in self.results):
             if self.form != "json":
                 raise Interrupted("stopped before there was an answer")
         elif self.form != "json":
             self._write()
         failures = [each.error for each in self.results if each.error is not None]
-        return 130 if presses else failures[0].exit_code if failures else 0
+        return 130 if is_stopped else failures[0].exit_code if failures else 0
 
     def settings_for(self, reference: str) -> Settings:
         """Return the settings of a lane: what hangs on the reference under the flags."""
@@ -132,10 +134,15 @@ class Comparison:
 
     def _play(self, lane: int, events: Iterator[StreamEvent]) -> None:
         """Show one reply; what became of it is the last result when it is shown."""
-        reference = self.references[lane]
+        control = Control()  # "answer now" is for this reply alone
+        control.on_cancel(self.control.cancel)
+        control.on_end_thinking(self.control.end_thinking)
+        pace = self._pace(lane)
         view = self._view(lane)
         self.has_written = True
-        play(events, view, self.control, pace=self._pace(reference))
+        outcome = play(events, view, control, pace=pace, hears_keys=pace is None and self._may_think(lane))
+        teller = Teller(terminal=self.terminal, flags=self.flags, registry=self.registry)
+        teller.say_unused(outcome)
         if self.results:
             self._say_ending(self.results[-1])
         self.terminal.line()
@@ -152,8 +159,14 @@ class Comparison:
         subject = Subject(model=reference, prompt=self.questions[0].prompt)
         return PlainView(self.terminal, subject, shows_thinking=shows_thinking, is_quiet=self.flags.quiet)
 
-    def _pace(self, reference: str) -> float | None:
-        spec = self.registry.resolve(reference).spec
+    def _may_think(self, lane: int) -> bool:
+        """Tell whether a key may end a lane's thinking: it is generated while it is shown, and there is a person."""
+        spec = self.registry.resolve(self.references[lane]).spec
+        is_off = self.settings_for(self.references[lane]).think.mode == "off"
+        return not is_off and not self.is_parallel and (spec is None or spec.thinks) and can_type_lines()
+
+    def _pace(self, lane: int) -> float | None:
+        spec = self.registry.resolve(self.references[lane]).spec
         is_watched = self.terminal.out_is_terminal and not self.is_parallel and not self.control.cancelled
         default = EMBEDDED_PACE if spec is not None and spec.embedded and is_watched else None
         return self.flags.tokens_per_s(default)
@@ -188,8 +201,11 @@ class Comparison:
             self.terminal.say("stopped", DIM)
             return
         settings = self.settings_for(result.reference)
-        for note in notes.endings(result.reply, settings.think, result.plan.context_tokens, settings.max_tokens):
+        think = settings.think if settings.think != Thinking() else result.plan.spec.thinking
+        for note in notes.endings(result.reply, think, result.plan.context_tokens, settings.max_tokens):
             self.terminal.say(f"{result.reference}: {note.text}", YELLOW if note.is_warning else DIM)
+            if note.hint:
+                self.terminal.hint(note.hint)
 
     def _say_failure(self, result: LaneResult) -> None:
         """Say what went wrong in a lane, once."""

@@ -96,7 +96,7 @@ def _mean_row(own: Sequence[LaneResult], *, has_energy: bool, has_expected: bool
         f"{_tokens(round(fmean(tokens)))} · {_seconds(think_s)}" if tokens and any(tokens) else NONE,
         _mean(answered, lambda each: each.reply.timings.first_answer_s, _seconds),
         _mean(whole, lambda each: each.total_s, _seconds),
-        _mean(whole, lambda each: each.reply.timings.decode_tps, _rate),
+        _rate(_decode_tps(whole)),
         gigabytes(peak) if peak else NONE,
         *([_joules(fmean(read) if len(read) == len(whole) and read else None)] if has_energy else []),
         f"{cut} of {len(whole)}",
@@ -167,6 +167,13 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def _width(rows: Rows) -> int:
     widths = [max(columns_of(one_line(row[at], 400)) for row in rows) for at in range(len(rows[0]))]
     return sum(widths) + GAP * (len(widths) - 1)
+
+
+def _decode_tps(results: Sequence[LaneResult]) -> float:
+    """Return the speed of all tokens after each reply's first: a mean of speeds would be that of the short replies."""
+    timings = [each.reply.timings for each in results]
+    decode_s = sum(each.decode_s for each in timings)
+    return sum(each.decode_tps * each.decode_s for each in timings) / decode_s if decode_s else 0.0
 
 
 def _mean(results: Sequence[LaneResult], value: Callable[[LaneResult], float], written: Callable[[float], str]) -> str:

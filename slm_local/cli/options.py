@@ -75,7 +75,7 @@ class Flags(EngineFlags):
             "--think",
             group=THINKING,
             metavar="WHAT",
-            text="off, on, auto, low, medium, high, max, N tokens, or a time such as 30s",
+            text="off, on, low, medium, high, max, 256, 30s",
         ),
     ] = None
     think_budget: Annotated[
@@ -130,8 +130,12 @@ class Flags(EngineFlags):
 
     def given(self) -> dict[str, object]:
         """Return the flags by their settings' names, None for one that was not given. Errors: `UsageError`."""
-        words = {"--think": self.think, "--think-budget": self.think_budget, "--no-think": "off" * self.no_think}
-        asked = {flag: word for flag, word in words.items() if word}
+        words = {
+            "--no-think": "off" if self.no_think else None,
+            "--think": self.think,
+            "--think-budget": self.think_budget,
+        }
+        asked = {flag: word for flag, word in words.items() if word is not None}
         if len(set(asked.values())) > 1:
             given = " and ".join(flag if flag == "--no-think" else f"{flag} {word}" for flag, word in asked.items())
             raise UsageError(f"{given} contradict each other", hint=f"--think {next(iter(asked.values()))}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from slm_local.cli import notes
+from slm_local import notes
 from slm_local.cli.answering import Teller, subject_of
 from slm_local.cli.keeping import Kept
 from slm_local.cli.lines import Lines

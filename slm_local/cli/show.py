@@ -13,9 +13,10 @@ from slm_local.cli.answering import registry_here
 from slm_local.cli.options import MACHINE, SHOWN
 from slm_local.cli.render import DIM, Terminal
 from slm_local.config import load_settings
-from slm_local.engine import mean
+from slm_local.engine import Meaning, mean, ranked
 from slm_local.errors import SlmError
 from slm_local.fit import KV_BYTES_PER_VALUE, training_flops
+from slm_local.forecast import thinking_words
 from slm_local.generation import Message, ReasoningTags, ThinkControl
 from slm_local.gguf_header import GgufHeader, checked_header
 from slm_local.model import ModelSpec, Scores, Variant
@@ -41,7 +42,10 @@ def command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="digests and training compute, too", rich_help_panel=SHOWN)
+        bool,
+        typer.Option(
+            "-v", "--verbose", help="digests, what thinking costs here, training compute", rich_help_panel=SHOWN
+        ),
     ] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="open no socket: only what is here", rich_help_panel=MACHINE)
@@ -55,6 +59,7 @@ def command(
     registry = registry_here(terminal)
     resolved = registry.resolve(model)
     here: tuple[Variant, ...] = ()
+    costs: list[tuple[str, str]] = []
     if resolved.kind == "url" and resolved.spec is not None:
         spec = resolved.spec
     else:
@@ -63,10 +68,11 @@ def command(
         spec, here = meaning.spec, meaning.here
         for note in meaning.notes:
             terminal.say(note, DIM)
+        costs = _costs(meaning) if verbose and spec.thinks and not json else []
     if json:
         terminal.json(_values(spec, here))
         return 0
-    rows = [*_facts(spec), *_thinking(spec, here), *_remarks(spec), *(_compute(spec) if verbose else ())]
+    rows = [*_facts(spec), *_thinking(spec, here), *costs, *_remarks(spec), *(_compute(spec) if verbose else ())]
     for name, value in rows:
         _write(terminal, name, value)
     for variant in _with_places(spec, here):
@@ -136,6 +142,11 @@ def _source(spec: ModelSpec) -> str:
 def _remarks(spec: ModelSpec) -> list[tuple[str, str]]:
     rows = [
         ("system", spec.system or ""),
+        *(
+            [("system", "a system prompt goes to the head of the first prompt: its makers advise against one")]
+            if spec.advises_against_system
+            else []
+        ),
         ("scores", score_text(spec.scores) if spec.scores else ""),
         ("known from", spec.origin if spec.verified else f"{spec.origin}, second-hand"),
         *(("note", note) for note in spec.notes),
@@ -160,11 +171,22 @@ def _thinking(spec: ModelSpec, here: Sequence[Variant]) -> list[tuple[str, str]]
     rows = [("thinks", f"between {spec.tags.open} and {spec.tags.close}")]
     if spec.tags.force_open:
         rows.append(("", "slm opens it in the prompt, for the model tends to skip it"))
+    if spec.thinking.word:
+        rows.append(("", f"--think {spec.thinking.word} where nobody asks for anything else"))
     rows.append(("", f"switched off by {' or '.join(ways)}" if ways else "can't be switched off"))
     place = next((each.path for each in here if each.kind == "gguf" and each.path), None)
     if place is not None and spec.family != "scripted":
         rows.append(("", _template_line(checked_header(Path(place), paths().cache), spec, control, spec.tags)))
     return rows
+
+
+def _costs(meaning: Meaning) -> list[tuple[str, str]]:
+    """Say what can be asked of its thinking, with what that costs on this machine; nothing where it can't run here."""
+    try:
+        words = thinking_words(ranked(meaning).plans[0])
+    except SlmError as error:
+        return [("--think", error.message)]
+    return [("--think" if number == 0 else "", line) for number, line in enumerate(words)]
 
 
 def _template_line(header: GgufHeader, spec: ModelSpec, control: ThinkControl, tags: ReasoningTags) -> str:

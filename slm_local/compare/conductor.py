@@ -7,37 +7,25 @@ one is still being fetched, those that are here answer.
 
 from __future__ import annotations
 
-import random
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from slm_local.answers import is_right
 from slm_local.compare.lanes import Group, Lane, Supply, check_together, grouped, needed_together, prepare
+from slm_local.compare.take import Take, no_energy, remarks_on, warm_up
 from slm_local.compare.values import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question, nothing
 from slm_local.config import Settings
 from slm_local.engine import Confirm, Engine, OnFetch, choose
 from slm_local.errors import SlmError
-from slm_local.fit import device_of
-from slm_local.generation import Control, Done, GenerationRequest, Reply, StreamEvent
-from slm_local.hardware import probe
-from slm_local.metrics import Collector, Energy, EnergyMeter
-from slm_local.model import Plan
+from slm_local.generation import Control, GenerationRequest, StreamEvent
 from slm_local.registry import Registry
 from slm_local.selector import gigabytes
 
 if TYPE_CHECKING:
     from slm_local.store import Store
-
-WARM_UP_TOKENS = 16
-"""A loaded model reads so many random tokens and writes one before it is measured: what happens once after a load
-(pages of the file, threads, buffers) would count against the lane that comes first."""
-
-TELLING_SHARE = 0.5
-"""From such a share of a prompt found in the KV cache a remark says it: the template's beginning is common to all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +51,7 @@ class Conductor:
         self._lanes: list[Lane] = []
         self._done: set[tuple[int, int]] = set()
         self._live: set[Control] = set()
+        self._supply: Supply | None = None
         control.on_cancel(lambda: self._each_live(Control.cancel))
         control.on_end_thinking(lambda: self._each_live(Control.end_thinking))
 
@@ -89,48 +78,48 @@ class Conductor:
                 self._fail(lane)
         if self._wishes.is_parallel and len(groups) > 1:
             check_together(groups)
-        supply = Supply(groups, self._control, self._tell, confirm=self._wishes.confirm, on_fetch=self._wishes.on_fetch)
-        if self._wishes.is_parallel and len(groups) > 1:
+        elif self._stay_together(groups):
+            self._run_by_prompt(groups)
+            return
+        wishes = self._wishes
+        supply = Supply(groups, self._control, self._tell, confirm=wishes.confirm, on_fetch=wishes.on_fetch)
+        self._supply = supply
+        if wishes.is_parallel and len(groups) > 1:
             self._run_at_once(supply)
-        elif len(self._wishes.questions) > 1 and self._stay_together(groups):
-            self._run_by_prompt(supply)
         else:
-            self._run_by_group(supply, keeps_open=self._stay_together(groups))
+            self._run_by_group(supply)
 
     def _stay_together(self, groups: Sequence[Group]) -> bool:
         """Tell whether all can be open at once: all here and known to fit the memory together."""
         total, usable = needed_together(groups)
         return total is not None and total <= usable and all(group.lanes[0].is_here for group in groups)
 
-    def _run_by_prompt(self, supply: Supply) -> None:
-        groups = list(iter(supply.next, None))
-        opened = {lane.number: group for group in groups if self._open(group) for lane in group.lanes}
+    def _run_by_prompt(self, groups: Sequence[Group]) -> None:
+        group_of = {lane.number: group for group in groups for lane in group.lanes}
         for prompt in range(len(self._wishes.questions)):
             for lane in self._lanes:
-                if lane.number in opened:
-                    self._answer(opened[lane.number], lane, prompt)
+                group = group_of.get(lane.number)
+                if group is not None and lane.error is None and (group.engine is not None or self._open(group)):
+                    self._answer(group, lane, prompt)
 
-    def _run_by_group(self, supply: Supply, *, keeps_open: bool) -> None:
+    def _run_by_group(self, supply: Supply) -> None:
         before: Group | None = None
         for group in iter(supply.next, None):
             if self._is_cancelled():
                 return
-            if before is not None and not keeps_open:
+            if before is not None:
                 self._unload(before, group)
+            before = None
             if self._open(group):
                 self._answer_all(group)
                 before = group
 
     def _run_at_once(self, supply: Supply) -> None:
         opened = [group for group in iter(supply.next, None) if self._open(group)]
-        threads = [
-            threading.Thread(target=self._answer_all, args=(group, len(opened) > 1), name="compare-lane", daemon=True)
-            for group in opened
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(max(1, len(opened)), "compare-lane") as pool:
+            running = [pool.submit(self._answer_all, group, len(opened) > 1) for group in opened]
+        for each in running:
+            each.result()
 
     def _answer_all(self, group: Group, is_parallel: bool = False) -> None:
         for prompt in range(len(self._wishes.questions)):
@@ -152,7 +141,7 @@ class Conductor:
             self._status(group.lanes[0].number, "loading")
             group.engine.start(self._control)
             group.load_s = group.engine.load_s
-            _warm_up(group.engine, self._control)
+            warm_up(group.engine, self._control)
             return True
         except SlmError as error:
             _close(group)
@@ -187,7 +176,8 @@ class Conductor:
         with self._following(control):
             if self._is_cancelled():
                 return
-            take = _Take(engine, self._reason_for_no_energy(engine.plan, is_parallel=is_parallel))
+            is_fetching = self._supply is not None and self._supply.is_fetching
+            take = Take(engine, no_energy(engine.plan, is_parallel=is_parallel))
             unkept: list[str] = []
             try:
                 request = maker.request(question.prompt)
@@ -213,7 +203,7 @@ class Conductor:
                 no_joules=take.energy.reason,
                 correct=is_right(reply.answer, question.expected) if question.expected and is_whole else None,
                 is_parallel=is_parallel,
-                remarks=(*_remarks(reply, shares=len(group.lanes) > 1), *unkept),
+                remarks=(*remarks_on(reply, shares=len(group.lanes) > 1, is_fetching=is_fetching), *unkept),
             )
         )
 
@@ -236,15 +226,6 @@ class Conductor:
                 record.feed(event)
                 yield event
         unkept += recorder.notices
-
-    def _reason_for_no_energy(self, plan: Plan, *, is_parallel: bool) -> str:
-        """Return why the energy of a reply can't be told whatever the machine's counters say; empty where it can."""
-        if is_parallel:
-            return "lanes that run at once can't be told apart"
-        device = device_of(probe(devices=True), plan.backend, plan.device) if plan.device.startswith("gpu") else None
-        if device is not None and device.integrated is False:
-            return "the counters know nothing of a graphics card of its own"
-        return ""
 
     def _fail(self, lane: Lane) -> None:
         """Tell of every prompt that a lane failed before it began."""
@@ -297,61 +278,6 @@ class Conductor:
     def _each_live(self, ask: Callable[[Control], None]) -> None:
         for control in tuple(self._live):
             ask(control)
-
-
-class _Take:
-    """One reply being measured: what came so far, how long it took, what it cost."""
-
-    def __init__(self, engine: Engine, reason_for_no_energy: str) -> None:
-        self.error: SlmError | None = None
-        self.energy = Energy(joules=None, reason=reason_for_no_energy)
-        self.total_s = 0.0
-        self._engine = engine
-        self._collector = Collector()
-        self._done: Reply | None = None
-
-    @property
-    def reply(self) -> Reply:
-        """Return the reply as far as it came."""
-        return self._done or self._collector.reply("error" if self.error is not None else "cancelled")
-
-    def events(self, request: GenerationRequest, control: Control) -> Iterator[StreamEvent]:
-        """Generate; yield the events. A child that died before is started first, outside what is measured."""
-        self._engine.start(control)
-        meter = EnergyMeter() if not self.energy.reason else None
-        if meter is not None:
-            meter.start()
-        self._collector = Collector()
-        begun = time.perf_counter()
-        try:
-            for event in self._engine.stream(request, control):
-                self._collector.feed(event)
-                if isinstance(event, Done):
-                    self._done = event.reply
-                yield event
-        finally:
-            self.total_s = time.perf_counter() - begun
-            if meter is not None:
-                self.energy = meter.stop()
-
-
-def _warm_up(engine: Engine, control: Control) -> None:
-    """Have a model that was just loaded read a few random tokens and write one; a script is not played for that."""
-    if engine.plan.backend == "scripted":
-        return
-    drawn = random.Random(WARM_UP_TOKENS)
-    ids = tuple(drawn.randrange(engine.facts.vocabulary_size) for _ in range(WARM_UP_TOKENS))
-    engine.reply(GenerationRequest(prompt_ids=ids, max_tokens=1), control)
-
-
-def _remarks(reply: Reply, *, shares: bool) -> tuple[str, ...]:
-    """Say what a lane had from another that read the same prompt before it in the same engine."""
-    prompt, cached = reply.usage.prompt_tokens or 0, reply.usage.cached_tokens
-    if cached is None and shares:
-        return ("another lane may have read the prompt before it: its first token may have come too early",)
-    if cached is not None and shares and cached >= TELLING_SHARE * prompt:
-        return (f"{cached:,} of {prompt:,} prompt tokens were read by another lane: its first token came early",)
-    return ()
 
 
 def _close(group: Group) -> None:

@@ -143,6 +143,11 @@ class Supply:
             agreed.wait()  # the next question comes when this one was answered
             before = ended
 
+    @property
+    def is_fetching(self) -> bool:
+        """Return whether anything is on its way now."""
+        return bool(self._waits)
+
     def next(self) -> Group | None:
         """Return a group whose files are here or failed to come, waiting for one if need be; None when all are out."""
         with self._changed:

@@ -36,7 +36,7 @@ from slm_local.model import ModelSpec, Plan, SamplingDefaults
 from slm_local.paths import make_folder, paths
 from slm_local.registry import Registry
 from slm_local.selector import does_not_fit
-from slm_local.system import largest_program
+from slm_local.system import kept_awake, largest_program
 from slm_local.thinking import patient
 from slm_local.worker import Worker
 
@@ -198,12 +198,13 @@ class Engine:
         assert self._worker is not None
         collector = Collector(load_s=self._unreported_load_s)
         self._unreported_load_s = 0.0
-        for event in self._worker.stream(request, control):
-            collector.feed(event)
-            if isinstance(event, Done):
-                event = Done(reply=collector.reply())
-                self._remember_speed(event.reply)
-            yield event
+        with kept_awake(is_wanted=self.settings.keep_awake):
+            for event in self._worker.stream(request, control):
+                collector.feed(event)
+                if isinstance(event, Done):
+                    event = Done(reply=collector.reply())
+                    self._remember_speed(event.reply)
+                yield event
 
     def reply(self, request: GenerationRequest | str, control: Control | None = None) -> Reply:
         """Generate and return the whole reply. Errors: as `stream`."""

@@ -20,7 +20,7 @@ from slm_local.paths import paths
 from slm_local.sanitize import shell_word
 from slm_local.selector import does_not_fit, gigabytes, rank
 from slm_local.selector.sentences import key
-from slm_local.system import largest_program
+from slm_local.system import kept_awake, largest_program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,13 +96,15 @@ def take(
     on_fetch: OnFetch | None = None,
     control: Control | None = None,
     again: str | None = None,
+    keeps_awake: bool = True,
 ) -> Fetched:
     """Fetch what was offered; `again` is the line that goes on with it, if not `slm pull`.
 
     Errors: `DownloadFailed`, `Interrupted`; what came is kept.
     """
     again = again or f"slm pull {shell_word(offer.reference)}"
-    fetched = fetch(offer.order, hub, on_progress=on_fetch, control=control, again=again)
+    with kept_awake(is_wanted=keeps_awake):
+        fetched = fetch(offer.order, hub, on_progress=on_fetch, control=control, again=again)
     if fetched.bytes_per_s is not None and fetched.received_bytes >= TELLING_BYTES:
         remember(paths().cache, download_bytes_s=fetched.bytes_per_s)
     return fetched
@@ -130,7 +132,7 @@ def supplied(
         raise does_not_fit(offer.plan, largest_program())
     if confirm is not None and offer.order.missing_bytes:
         confirm(offer)
-    fetched = take(offer, hub, on_fetch=on_fetch, control=control)
+    fetched = take(offer, hub, on_fetch=on_fetch, control=control, keeps_awake=choice.settings.keep_awake)
     here = replace(plan.variant, path=str(fetched.target), size_bytes=offer.order.total_bytes, size_is_exact=True)
     return ranked(replace(choice, here=(here, *choice.here), notes=(*choice.notes, *fetched.warnings)))
 

@@ -102,7 +102,7 @@ class Row:
         return self.found.name if self.found and self.spec.origin == "file" else self.spec.id
 
     def line(self) -> str:
-        """Say what people choose by: form, size, fit, speed, thinking, licence, where it is; or what is wrong."""
+        """Say what people choose by: form, size, place, fit, speed, thinking, licence; or what is wrong."""
         if self.problem is not None:
             return f"broken: {self.problem}"
         spec, variant, fit = self.spec, self.variant, self.fit
@@ -111,11 +111,11 @@ class Row:
             for each in (
                 variant.quant if variant.kind == "gguf" else f"{variant.kind} {variant.quant}",
                 gigabytes(variant.size_bytes) if variant.size_bytes is not None else "size not known",
+                self._place().replace(ABSENT, "to fetch"),
                 "fit not known" if fit.verdict == "Unknown" else fit.verdict,
                 f"about {rate(fit.decode_tps)} tok/s" if fit.decode_tps is not None else "",
                 "thinks" if spec.thinks else "",
                 spec.licence or "",
-                self._place().replace(ABSENT, "to fetch"),
             )
             if each
         )

@@ -9,17 +9,14 @@ from slm_local.thinking import PATIENCE_S, WORD_TOKENS, patient
 
 
 def limit_words(think: Thinking, plan: Plan) -> str:
-    """Return how far thinking may go: "up to 1,800 tokens, 3 min here"; empty where it has no limit of its own."""
-    if think.max_tokens == 0:
-        return "no thinking: it is ended at once"
-    tps = plan.expected_decode_tps
-    limits = [f"{think.max_tokens:,} tokens"] if think.max_tokens is not None else []
-    limits += [duration(think.max_s)] if think.max_s is not None else []
-    if not limits:
+    """Return how far thinking may go: "up to 1,800 tokens, 3 min here"; empty without a limit, or without thinking."""
+    if think.max_s is not None:
+        return f"up to {duration(think.max_s)}"
+    if not think.max_tokens:
         return ""
-    is_timed = tps is not None and think.max_s is None and think.max_tokens is not None
-    cost = f", {duration(think.max_tokens / tps)} here" if is_timed and tps and think.max_tokens else ""
-    return f"up to {' or '.join(limits)}{cost}"
+    tps = plan.expected_decode_tps
+    cost = f", {duration(think.max_tokens / tps)} here" if tps else ""
+    return f"up to {think.max_tokens:,} tokens{cost}"
 
 
 def thinking_words(plan: Plan) -> tuple[str, ...]:
@@ -28,7 +25,7 @@ def thinking_words(plan: Plan) -> tuple[str, ...]:
         return (f"{plan.spec.id} has no thinking of its own",)
     tps, context = plan.expected_decode_tps, plan.context_tokens
     usual = patient(Thinking(), PATIENCE_S, decode_tps=tps, context_tokens=context)
-    auto = f"up to {duration(usual.max_s)}" if usual.max_s is not None else _cost(usual.max_tokens, plan)
+    auto = limit_words(usual, plan) if usual.max_s is not None else _cost(usual.max_tokens, plan)
     return (
         "off: no thinking",
         *(f"{word}: {_cost(tokens, plan)}" for word, tokens in WORD_TOKENS.items()),

@@ -67,7 +67,7 @@ ENTRY: Schema = {
     "context_tokens": count(32, 2**31 - 1),
     "sampling": Table(SAMPLING),
     "sampling_no_think": Table(SAMPLING),
-    "tags": Table({"open": text, "close": text, "force_open": flag, "skip": ListOf(text)}),
+    "tags": Table({"open": text, "close": text, "force_open": flag, "skip": ListOf(text), "answer_open": text}),
     "think": Table({"switch": text, "off_word": text, "off_block": flag, "default": thinking}, short="default"),
     "bridge": text,
     "template": text,

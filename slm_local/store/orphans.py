@@ -14,6 +14,10 @@ from collections.abc import Sequence
 from slm_local.store.rows import exact, kept
 
 
+CLOCK_STEP_S = 2.0
+"""How far a clock may be set forward before a process is taken for a later one of the same number."""
+
+
 def holder_now() -> str:
     """Return the name that this process gives to the turns it generates."""
     return f"{os.getpid()} {time.time():.3f}"
@@ -65,7 +69,7 @@ def _is_alive(holder: str) -> bool:
 
     pid, opened_s = holder.split()
     try:
-        return bool(psutil.Process(int(pid)).create_time() <= float(opened_s))
+        return bool(psutil.Process(int(pid)).create_time() <= float(opened_s) + CLOCK_STEP_S)
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:

@@ -163,22 +163,24 @@ class Recorder:
 
     def _write(self, store: Store, record: Record) -> None:
         """Write a prompt into the chat, which is begun if it must be."""
-        try:
-            number = store.begin_turn(self._described_chat(store, record), record.prompt, record.facts)
-        except UnknownChat:
-            self.notices.append(f"chat {self.chat} was removed from the history; it is kept as a new one from here on")
-            self.begin_anew()
-            number = store.begin_turn(self._described_chat(store, record), record.prompt, record.facts)
+        with store.together():
+            try:
+                chat = self._described_chat(store, record)
+                number = store.begin_turn(chat, record.prompt, record.facts)
+            except UnknownChat:
+                self.notices.append(f"chat {self.chat} was removed from the history; from here on it is a new one")
+                self.begin_anew()
+                chat = self._described_chat(store, record)
+                number = store.begin_turn(chat, record.prompt, record.facts)
+        self.chat, self._described = chat, (record.model, record.system)
         record.id, record.generation, record.kept = number, self._generation, (0, 0)
 
     def _described_chat(self, store: Store, record: Record) -> int:
         """Return the chat, its model and system prompt as they are now. Errors: `UnknownChat`."""
-        described = (record.model, record.system)
         if self.chat is None:
-            self.chat = store.begin_chat(model=record.model, kind=self._kind, system=record.system)
-        elif self._described != described:
+            return store.begin_chat(model=record.model, kind=self._kind, system=record.system)
+        if self._described != (record.model, record.system):
             store.change_chat(self.chat, model=record.model, system=record.system)
-        self._described = described
         return self.chat
 
     def _mark(self, store: Store, record: Record) -> None:
@@ -204,7 +206,7 @@ class Recorder:
             self._trouble = ""
         except SlmError as error:
             if error.message != self._trouble:
-                self.notices.append(f"not kept: {error.message}")
+                self.notices.append(" · ".join(filter(None, (f"not kept: {error.message}", error.hint))))
             self._trouble = error.message
         self.notices += self._store.take_notices()
         return not self._trouble

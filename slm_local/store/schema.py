@@ -120,8 +120,8 @@ def has_words(connection: sqlite3.Connection) -> bool:
 def _run(connection: sqlite3.Connection, script: str) -> None:
     """Run statements one by one: `executescript` would commit first."""
     statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
+    for part in script.split(";"):
+        statement += part + ";"
+        if part.strip() and sqlite3.complete_statement(statement):
             connection.execute(statement)
             statement = ""

@@ -66,14 +66,13 @@ class Store:
         self._generation = 0
         self._lock = threading.RLock()
         self._holder = holder_now()
-        self._is_closed = False
+        self._is_closed = self._is_used = False
         self.notices = self._open()
 
     @property
     def generation(self) -> int:
         """Return how often the file was made anew: ids of an earlier one mean nothing now."""
-        with self._lock:
-            self._renew_if_gone()
+        with self._reading():
             return self._generation
 
     def take_notices(self) -> list[str]:
@@ -81,6 +80,12 @@ class Store:
         with self._lock:
             taken, self._news = self._news, []
             return taken
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make all changes inside one: on the disk, all or none, when it is left."""
+        with self._writing():
+            yield
 
     def begin_chat(self, *, model: str, kind: ChatKind, system: str | None = None) -> int:
         """Begin a chat and return its number; `model` is the reference as typed. It is listed once it has a turn."""
@@ -239,22 +244,30 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection inside a transaction that is on the disk when it is left."""
+        """Give the connection inside a transaction that is on the disk when the outermost is left."""
         with self._reading() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+            is_outermost = not connection.in_transaction
+            if is_outermost:
+                connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
-                connection.execute("COMMIT")
+                if is_outermost:
+                    connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:
+                if is_outermost and connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection, of the file that is there now."""
         with self._lock:
             if self._is_closed:
                 raise HistoryUnusable("the history was closed")
+            if self._is_used:
+                yield self._connection
+                return
+            self._is_used = True
             try:
                 self._renew_if_gone()
                 yield self._connection
@@ -263,9 +276,11 @@ class Store:
                 if is_broken(error):
                     self._renew(is_suspect=True)
                 raise failure from error
+            finally:
+                self._is_used = False
 
     def _renew_if_gone(self) -> None:
-        if not self._is_closed and identity_of(self.path) != self._identity:
+        if identity_of(self.path) != self._identity:
             self._renew()
             self._news.append(f"the history in {self.path} was deleted; a new one begins with what is said now")
 

@@ -1,8 +1,9 @@
-"""What differs between Windows, macOS and Linux: processes, memory, processor, devices, file rights.
+"""What differs between Windows, macOS and Linux: processes, signals, sleep, memory, processor, devices, file rights.
 
 Here and nowhere else: a test finds names that only one system has in any other room. It knows no model and no runtime.
 """
 
+from slm_local.system.awake import kept_awake
 from slm_local.system.devices import (
     DRIVER_LIBRARIES,
     Accelerator,
@@ -14,6 +15,7 @@ from slm_local.system.devices import (
     opencl_drivers,
     power_source,
 )
+from slm_local.system.ending import LEAVE_LIMIT_S, ToldToEnd, told_to_end, unwind
 from slm_local.system.energy import EnergyCounter, EnergyReading, read_energy
 from slm_local.system.files import lock_down_file
 from slm_local.system.keys import TypedLine, TypedLines, can_type_lines, signalled
@@ -48,12 +50,14 @@ from slm_local.system.processor import (
 __all__ = [
     "DRIVER_LIBRARIES",
     "KILL_WAIT_S",
+    "LEAVE_LIMIT_S",
     "Accelerator",
     "EnergyCounter",
     "EnergyReading",
     "Power",
     "Program",
     "SpawnOptions",
+    "ToldToEnd",
     "TypedLine",
     "TypedLines",
     "accelerators",
@@ -69,6 +73,7 @@ __all__ = [
     "efficiency_cores",
     "has_npu_firmware",
     "ignore_interrupts",
+    "kept_awake",
     "kill_tree",
     "largest_program",
     "lock_down_file",
@@ -82,6 +87,8 @@ __all__ = [
     "restrict_core_dumps",
     "signalled",
     "spawn_options",
+    "told_to_end",
     "total_memory_bytes",
+    "unwind",
     "without_secrets",
 ]

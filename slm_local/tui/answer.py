@@ -1,4 +1,4 @@
-"""An answer's Markdown as parts of a flow, while it comes: what is complete is rendered once, the rest in bounded time."""
+"""An answer's Markdown as parts of a flow while it comes: the complete is rendered once, the rest in bounded time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_MARKED = 2_000
 """An unfinished paragraph or table that can't be divided is shown as it was written past so many characters."""
 
 MAX_BLOCK = 20_000
-"""A complete block that is longer is shown as it was written: Markdown would stop the display for a fifth of a second."""
+"""A complete block that is longer is shown as it was written: Markdown would stop the display."""
 
 ITEM_CHARS = 16
 """Enough to see that a line begins an item of a list."""

@@ -57,6 +57,10 @@ class DeskApp(App[None]):
             self.notify(visible(told), severity="warning", markup=False)
             return True
 
+    def on_unmount(self) -> None:
+        """End what was started."""
+        self.close()
+
     def action_help(self) -> None:
         """Show the keys."""
         self.push_screen(HelpScreen())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from slm_local.config import KINDS, SAMPLING_FIELDS, setting_name
 from slm_local.errors import UsageError
+from slm_local.notes import chosen_settings, plan_lines, timing_lines
 
 if TYPE_CHECKING:
     from slm_local.tui.screens.chat import ChatScreen
@@ -30,7 +31,7 @@ def _think(screen: ChatScreen, word: str) -> None:
     if word:
         screen.set_live("think", word)
     else:
-        screen.action_toggle_thinking()
+        screen.action_switch_thinking()
 
 
 def _set(screen: ChatScreen, text: str) -> None:
@@ -39,7 +40,7 @@ def _set(screen: ChatScreen, text: str) -> None:
     if not value:
         raise UsageError("/set takes a name and a value", hint="/set temperature 0.6")
     if name in KINDS and name not in LIVE_SETTINGS:
-        joint = "," if "@" in (screen.reference or "") else "@"
+        joint = "," if "@" in screen.reference else "@"
         hint = f"/model {screen.reference}{joint}{name}={value}"
         raise UsageError(f"{name} is fixed when a model is opened", hint=hint)
     screen.set_live(key, value)
@@ -49,7 +50,7 @@ def _set(screen: ChatScreen, text: str) -> None:
 def _system(screen: ChatScreen, text: str) -> None:
     if text:
         screen.set_live("system", text)
-    screen.say(f"system {screen.session.system or '(none)'}" if screen.session else "no model is open")
+    screen.say(f"system {screen.session.system or '(none)'}")
 
 
 def _model(screen: ChatScreen, reference: str) -> None:
@@ -63,8 +64,20 @@ def _drop(screen: ChatScreen, _: str) -> None:
     screen.drop_oldest()
 
 
+def _stats(screen: ChatScreen, _: str) -> None:
+    if screen.session.last_reply is None:
+        raise UsageError("there is no reply yet", hint="write something first")
+    screen.say("\n".join(timing_lines(screen.session.last_reply)))
+
+
+def _show(screen: ChatScreen, _: str) -> None:
+    engine = screen.session.engine
+    chosen = [f"{name + ':':<11}{value}" for name, value in chosen_settings(engine.settings).items()]
+    screen.say("\n".join([*plan_lines(engine), *chosen]))
+
+
 def _export(screen: ChatScreen, name: str) -> None:
-    if not name or screen.session is None:
+    if not name:
         raise UsageError("/export takes a file", hint="/export chat.md")
     path = Path(name).expanduser()
     try:
@@ -95,6 +108,8 @@ COMMANDS: dict[str, Callable[[ChatScreen, str], None]] = {
     "/drop": _drop,
     "/clear": lambda screen, _: screen.action_new(),
     "/model": _model,
+    "/show": _show,
+    "/stats": _stats,
     "/chats": lambda screen, _: screen.action_chats(),
     "/compare": lambda screen, _: screen.action_compare(),
     "/copy": lambda screen, _: screen.action_copy_answer(),

@@ -22,6 +22,7 @@ class ConversationPane(FlowView):
         self._answer: AnswerParts | None = None
         self._base = 0
         """The part at which the answer begins."""
+        self._is_behind_answer = False
 
     @property
     def turn_count(self) -> int:
@@ -31,17 +32,28 @@ class ConversationPane(FlowView):
     def begin(self, prompt: str | None = None) -> None:
         """Begin a turn; None for one whose prompt is shown elsewhere."""
         self._answer = None
-        parts: list[Part] = [TextPart()] if self._turns else []
+        self._is_behind_answer = False
         self._turns.append(len(self.parts))
+        parts: list[Part] = [TextPart()] if self.parts else []
         if prompt is not None:
             parts += [TextPart(visible(prompt), tone="prompt", lead=PROMPT_LEAD), TextPart()]
         self.add(*parts)
         self.follow()
 
-    def remark(self, text: str, tone: Tone = "remark") -> None:
-        """Add a line of ours to the turn."""
+    def remark(self, text: str, tone: Tone = "remark") -> Part:
+        """Add a line of ours to the turn, and return it."""
         self.end()
-        self.add(TextPart(visible(text), tone=tone))
+        gap = [TextPart()] if self._is_behind_answer else []
+        line = TextPart(visible(text), tone=tone)
+        self.add(*gap, line)
+        self._is_behind_answer = False
+        return line
+
+    def amend(self, line: Part, text: str) -> Part:
+        """Give a line of ours another text; return what it is now."""
+        new = TextPart(visible(text), tone=line.tone)
+        self.exchange(line, new)
+        return new
 
     def feed(self, text: str) -> None:
         """Take what the model answered next."""
@@ -61,6 +73,7 @@ class ConversationPane(FlowView):
             self._answer.end()
             self.draw()
             self._answer = None
+            self._is_behind_answer = True
 
     def drop_last(self) -> None:
         """Remove the last turn."""

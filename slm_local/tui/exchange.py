@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from slm_local.errors import SlmError
@@ -22,7 +23,9 @@ class Exchange:
         self.prompt = prompt
         self._control = control
         self._pump = Pump(events, Collector(load_s=load_s))
+        self._pace = pace
         self._pacer = Pacer(pace)
+        self._shown_s = time.perf_counter()
         self._thread = self._pump.start()
 
     @property
@@ -35,21 +38,31 @@ class Exchange:
         """Return whether the person stopped it."""
         return self._control.cancelled
 
-    def take(self, now_s: float) -> list[tuple[float, StreamEvent]]:
-        """Return the events that are due to be shown, each with its time."""
-        return self._pacer.take(self._pump.waiting, now_s)
+    def take(self) -> list[tuple[float, StreamEvent]]:
+        """Return the events that are due to be shown, each with the time at which it came."""
+        taken = self._pacer.take(self._pump.waiting, time.perf_counter())
+        if taken:
+            self._shown_s = taken[-1][0]
+        if self._pacer.tokens_per_s is None and not self._control.cancelled:
+            self._pacer = Pacer(self._pace)
+        return taken
+
+    def now_s(self) -> float:
+        """Return the time as it is for whoever watches: while events wait to be shown, when the last one shown came."""
+        return self._shown_s if self._pump.waiting else time.perf_counter()
 
     def stop(self) -> None:
         """Ask for its end; what came by then is shown at once."""
-        self._pacer.tokens_per_s = None
+        self._pacer = Pacer(None)
         self._control.cancel()
 
     def answer_now(self) -> None:
-        """Ask for the end of the thinking."""
+        """Ask for the end of the thinking; what was thought by then is shown at once."""
+        self._pacer = Pacer(None)
         self._control.end_thinking()
 
     def join(self) -> None:
-        """Wait for the thread, after `stop`."""
+        """Wait for its end, after `stop`."""
         self._thread.join(STOP_WAIT_S)
 
     def outcome(self) -> tuple[Reply, SlmError | None]:

@@ -88,6 +88,12 @@ class FlowView(ScrollView, can_focus=True):
         self._heights[first:] = [1] * len(parts)
         self._show_change(first, row, follows=follows)
 
+    def exchange(self, old: Part, new: Part) -> None:
+        """Put a part in the place of another."""
+        at, follows = next(n for n, part in enumerate(self._parts) if part is old), self.is_at_end
+        self._parts[at], self._is_laid[at] = new, False
+        self._show_change(at, self._tops[at], follows=follows)
+
     def grow(self) -> None:
         """Show that the last part grew at its end."""
         follows = self.is_at_end

@@ -19,8 +19,8 @@ class ReplyMeter:
         self.phase: Phase = "waiting"
         self.think_tokens = 0
         self.answer_tokens = 0
-        self.prompt_tokens: int | None = None
-        self.context_tokens: int | None = None
+        self.started: Started | None = None
+        """What the engine said at the beginning."""
         self.begun_s = begun_s
         self._read = 0.0
         self._first_s: float | None = None
@@ -37,7 +37,8 @@ class ReplyMeter:
     @property
     def used_tokens(self) -> int:
         """Return the tokens of context in use."""
-        return (self.prompt_tokens or 0) + self.think_tokens + self.answer_tokens
+        prompt_tokens = self.started.prompt_tokens if self.started is not None else None
+        return (prompt_tokens or 0) + self.think_tokens + self.answer_tokens
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -52,7 +53,7 @@ class ReplyMeter:
         match event:
             case Started():
                 self.phase = "reading"
-                self.prompt_tokens, self.context_tokens = event.prompt_tokens, event.context_tokens
+                self.started = event
             case PromptProgress():
                 self._read = event.done_tokens / event.total_tokens if event.total_tokens else 1.0
             case ThinkDelta():

@@ -8,6 +8,7 @@ from slm_local.errors import SlmError
 from slm_local.generation import AnswerDelta, Reply, StreamEvent, ThinkDelta
 from slm_local.tui.conversation import ConversationPane
 from slm_local.tui.meter import ReplyMeter, thought_counts
+from slm_local.tui.parts import Part
 from slm_local.tui.thinking import ThinkingPane
 
 UNFOLDS = "F2 shows it"
@@ -28,6 +29,7 @@ class Showing:
         self._on_fold = on_fold
         """Called when the answer begins."""
         self._is_folded = False
+        self._fold_line: Part | None = None
         self._thinking.begin()
 
     def feed(self, event: StreamEvent, at_s: float) -> None:
@@ -49,6 +51,8 @@ class Showing:
         self.meter.end(reply)
         self._fold()
         self._conversation.end()
+        if self._fold_line is not None:  # now that the last of its tokens are counted
+            self._fold_line = self._conversation.amend(self._fold_line, self._thought())
         if error is not None:
             show_error(self._conversation, error)
 
@@ -57,8 +61,11 @@ class Showing:
             self._is_folded = True
             self._thinking.end()
             if self.meter.has_thought:
-                self._conversation.remark(f"thought {self.meter.counts()} · {UNFOLDS}")
+                self._fold_line = self._conversation.remark(self._thought())
             self._on_fold()
+
+    def _thought(self) -> str:
+        return f"thought {self.meter.counts()} · {UNFOLDS}"
 
 
 def show_reply(conversation: ConversationPane, reply: Reply) -> None:

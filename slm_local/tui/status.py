@@ -9,6 +9,8 @@ from textual.content import Content
 from textual.widgets import Static
 
 from slm_local.sanitize import one_line
+from slm_local.session import ChatSession
+from slm_local.tui.meter import ReplyMeter
 
 GAUGE_CELLS = 8
 
@@ -68,6 +70,22 @@ class StatusLine(Static):
             if cell_len(line) <= columns:
                 return line
         return one_line(state, max(1, columns))
+
+
+def status_facts(reference: str, session: ChatSession | None, meter: ReplyMeter | None, state: str) -> StatusFacts:
+    """Return what the line shows of a conversation; `meter` counts its newest reply."""
+    if session is None:
+        return StatusFacts(model=reference, state=state)
+    plan, word = session.engine.plan, session.think.word or session.think.mode
+    return StatusFacts(
+        model=plan.spec.id,
+        engine=f"{plan.backend} {plan.device}",
+        used_tokens=meter.used_tokens if meter is not None else 0,
+        context_tokens=plan.context_tokens,
+        tokens_per_s=meter.tokens_per_s if meter is not None else None,
+        thinks="" if word == "auto" else f"think {word}",
+        state=state,
+    )
 
 
 def _gauge(used: int, total: int) -> tuple[str, str]:

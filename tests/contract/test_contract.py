@@ -182,7 +182,8 @@ def test_a_reply_that_ends_in_thinking_is_empty_and_never_a_copy_of_the_thoughts
     path = script({"text": "<think>round and round"}, {"end": "stop"})
     with_tags = InProcess(load_settings_for("scripted", path, tags=THINK_TAGS))
     reply = hear(with_tags, ask("Where?")).reply
-    assert (reply.finish, reply.answer, reply.thinking) == ("empty", "", "round and round")
+    assert (reply.finish, reply.answer, reply.thinking) == ("empty", "", "round and round\n")  # the tag was injected
+    assert reply.usage.injected_tokens
 
 
 @pytest.mark.parametrize("case", ["llamacpp", "openvino-tiny"])

@@ -21,8 +21,12 @@ def play(desk: Desk, scene: Scene, size: tuple[int, int] = (80, 24)) -> None:
     """Open the app, play a scene in it, leave."""
 
     async def whole() -> None:
-        async with DeskApp(desk).run_test(size=size) as pilot:
-            await scene(pilot)
+        app = DeskApp(desk)
+        try:
+            async with app.run_test(size=size) as pilot:
+                await scene(pilot)
+        finally:
+            app.close()
 
     asyncio.run(whole())
 

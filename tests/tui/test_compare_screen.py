@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 from textual.pilot import Pilot
 
@@ -42,6 +43,12 @@ def desk(monkeypatch: pytest.MonkeyPatch, thinker: str) -> Desk:
 def row(text: str, name: str) -> str:
     """Return the table's row of a measure."""
     return next(line for line in text.splitlines() if line.strip().startswith(name))
+
+
+def workers() -> list[str]:
+    """Return the command lines of the children that run a model."""
+    lines = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True) if each.is_running()]
+    return [line for line in lines if "slm_local.worker" in line]
 
 
 async def compared(pilot: Pilot[None], screen: CompareScreen) -> str:
@@ -87,6 +94,17 @@ def test_escape_stops_the_lanes_and_then_goes_back(desk: Desk, endless: str, tal
         await until(pilot, lambda: pilot.app.screen is below)
 
     play(desk, scene, WIDE)
+
+
+def test_leaving_while_it_answers_leaves_no_process_behind(desk: Desk, endless: str, talker: str) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        await pilot.app.push_screen(CompareScreen(desk, (endless, talker), "Hello?"))
+        await until(pilot, lambda: "word7" in shown(pilot.app))
+        assert workers()
+        await pilot.press("ctrl+q")
+
+    play(desk, scene, WIDE)
+    assert workers() == []
 
 
 def test_a_second_prompt_goes_to_the_same_lanes(desk: Desk, thinker: str, talker: str) -> None:

@@ -49,7 +49,7 @@ def test_models_that_are_here_come_first_with_size_fit_and_place(desk: Desk) -> 
     lines = visit.seen.splitlines()
     starts = [line.split()[0] for line in lines if line.strip()]
     assert starts.index("here") < starts.index("tiny-reasoner") < starts.index("tiny-direct") < starts.index("fits")
-    assert any("2 MB · Fits · thinks" in line and "inside slm" in line for line in lines)
+    assert any("2 MB · inside slm · Fits · thinks" in line for line in lines)
     assert visit.taken == ["tiny-reasoner"]
 
 

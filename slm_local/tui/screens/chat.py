@@ -4,44 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import events, on, work
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
-from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer
 
 from slm_local.config import REPL, with_setting
 from slm_local.engine import Engine
 from slm_local.errors import Interrupted, PromptTooLong, SlmError, UsageError, WorkerCrashed
-from slm_local.generation import Control, Reply, StreamEvent, Thinking
+from slm_local.generation import Control, StreamEvent, Thinking
 from slm_local.paths import paths
+from slm_local.sanitize import visible
 from slm_local.session import ChatSession
 from slm_local.tui.commands import run_command
 from slm_local.tui.conversation import ConversationPane
 from slm_local.tui.desk import Desk
+from slm_local.tui.endings import notes_of
 from slm_local.tui.entries import Entries
 from slm_local.tui.entry import Entry
 from slm_local.tui.exchange import Exchange
 from slm_local.tui.frames import Frames
 from slm_local.tui.holding import Holder
-from slm_local.tui.screens.confirm import Fetching
-from slm_local.tui.showing import Showing, show_error, show_reply
-from slm_local.tui.status import StatusFacts, StatusLine
+from slm_local.tui.opening import Opened, Opener, Refused
+from slm_local.tui.showing import Showing
+from slm_local.tui.status import StatusLine, status_facts
 from slm_local.tui.thinking import ThinkingPane
+from slm_local.tui.turns import Turns
 
 EMBEDDED_PACE = 60.0
 """Tokens a second at which the embedded models are shown: their own speed is too fast to be watched."""
-
-WIDE_COLUMNS = 100
-"""From here on the panes stand beside each other."""
-
-LOW_ROWS = 16
-"""Below this the panes have no frames."""
 
 LONG_WAIT_S = 30.0
 """An answer that begins after so long rings, where that is wanted."""
@@ -50,96 +45,75 @@ LEAVE_S = 2.0
 """Two presses of Ctrl+C within this time leave."""
 
 
-@dataclass(slots=True)
-class Turn:
-    """One turn as it is shown."""
-
-    prompt: str
-    reply: Reply | None = None
-    """None while it is on its way."""
-    is_kept: bool = False
-    """Whether the model is shown it from now on."""
-
-
 class ChatScreen(Screen[None]):
-    """A conversation with one model."""
+    """A conversation with one model at a time."""
 
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (16, "-high")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop"),
-        Binding("ctrl+c", "interrupt", "Stop, or leave", show=False, priority=True),
-        Binding("ctrl+t", "toggle_thinking", "Think on/off"),
-        Binding("ctrl+r", "regenerate", "Ask again"),
-        Binding("ctrl+z", "undo", "Undo turn"),
-        Binding("ctrl+y", "copy_answer", "Copy answer"),
+        Binding("ctrl+c", "interrupt", "Copy what is selected, stop, or leave", show=False, priority=True),
+        Binding("ctrl+t", "switch_thinking", "Think"),
+        Binding("f2", "unfold", "Thoughts"),
+        Binding("ctrl+r", "regenerate", "Again"),
+        Binding("ctrl+z", "undo", "Undo"),
+        Binding("ctrl+y", "copy_answer", "Copy"),
         Binding("f3", "copy_all", "Copy all"),
-        Binding("f2", "unfold", "Thinking"),
-        Binding("f4", "models", "Models"),
+        Binding("f4", "models", "Model"),
         Binding("f5", "compare", "Compare"),
         Binding("f6", "chats", "Chats"),
-        Binding("ctrl+n", "new", "New chat"),
+        Binding("ctrl+n", "new", "New"),
         Binding("pageup", "page(-1)", "Page up", show=False),
         Binding("pagedown", "page(1)", "Page down", show=False),
-        Binding("shift+pageup", "page_thinking(-1)", "Thinking: page up", show=False),
-        Binding("shift+pagedown", "page_thinking(1)", "Thinking: page down", show=False),
-        Binding("ctrl+up", "turn(-1)", "Earlier turn", show=False),
-        Binding("ctrl+down", "turn(1)", "Later turn", show=False),
-        Binding("ctrl+end", "end", "Go to the end", show=False),
+        Binding("shift+pageup", "page_thinking(-1)", "Page up in the thinking", show=False),
+        Binding("shift+pagedown", "page_thinking(1)", "Page down in the thinking", show=False),
+        Binding("ctrl+up", "turn(-1)", "The turn before, with its thinking", show=False),
+        Binding("ctrl+down", "turn(1)", "The turn after, with its thinking", show=False),
+        Binding("ctrl+end", "end", "To the end", show=False),
     ]
-
-    @dataclass
-    class Opened(Message):
-        """A model is open."""
-
-        reference: str
-        engine: Engine
-
-    @dataclass
-    class Refused(Message):
-        """A model could not be opened."""
-
-        error: SlmError
-
-    @dataclass
-    class Told(Message):
-        """What goes on while a model is opened."""
-
-        text: str
 
     def __init__(self, desk: Desk, holder: Holder) -> None:
         super().__init__()
         self._desk, self._holder = desk, holder
         self._reference = desk.reference
-        self._session: ChatSession | None = None
         self._files = list(desk.files)
         """What goes before the first prompt."""
-        self._opening: Control | None = None
-        self._opening_words = ""
+        self._chat = desk.chat
+        """The kept chat to go on with once a model is open."""
+        self._session: ChatSession | None = None
+        self._opener = Opener(self, holder)
+        self._prompt_in_wait: str | None = None
+        """Sent before the model was open."""
         self._exchange: Exchange | None = None
         self._showing: Showing | None = None
         self._pace: float | None = None
-        self._prompt_in_wait: str | None = None
-        """Sent before the model was open."""
-        self._chat = desk.chat
-        """The kept chat to go on with once a model is open."""
-        self._turns: list[Turn] = []
-        """What the conversation pane shows."""
-        self._shown_turn = 0
-        """The turn whose thinking is shown."""
         self._is_pinned = False
         """Whether the person unfolded the thinking: it stays so."""
-        self._frames = Frames(self, self._frame)
-        self._pressed_s = 0.0
         self._thought_before = Thinking()
-        """How it was thought before that was switched off."""
+        """What was asked for before thinking was switched off."""
+        self._pressed_s = 0.0
+        self._frames = Frames(self, self._frame)
 
     def compose(self) -> ComposeResult:
         """Lay out the panes above the entry."""
+        thinking, conversation = ThinkingPane(id="thinking"), ConversationPane(id="conversation")
+        self._turns = Turns(thinking, conversation)
         with Container(id="panes"):
-            yield ThinkingPane(id="thinking")
-            yield ConversationPane(id="conversation")
+            yield thinking
+            yield conversation
         yield Entry(Entries(paths().data / "history"), id="entry")
         yield StatusLine(id="status")
-        yield Footer()
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """Open the model, or ask for one."""
+        self.thinking.border_title = "thinking"
+        self.conversation.border_title = "conversation"
+        self.entry.focus()
+        if self._reference is not None:
+            self.open(self._reference)
+        elif not self._desk.compare:
+            self.action_models()
 
     @property
     def thinking(self) -> ThinkingPane:
@@ -162,94 +136,76 @@ class ChatScreen(Screen[None]):
         return self.query_one("#status", StatusLine)
 
     @property
+    def session(self) -> ChatSession:
+        """Return the conversation. `UsageError` before a model is open."""
+        if self._session is None:
+            raise UsageError("no model is open yet", hint="F4 chooses one")
+        return self._session
+
+    @property
+    def reference(self) -> str:
+        """Return the model as it was typed, empty before there is one."""
+        return self._reference or ""
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether there is something to be stopped."""
+        return self._opener.is_opening or self._exchange is not None
+
+    @property
     def is_generating(self) -> bool:
         """Return whether a reply is on its way."""
         return self._exchange is not None
 
-    def on_mount(self) -> None:
-        """Open the model, or ask for one."""
-        self.thinking.border_title = "thinking"
-        self.conversation.border_title = "conversation"
-        self.entry.focus()
-        if self._reference is None:
-            self.call_after_refresh(self.action_models)
-        else:
-            self.open(self._reference)
-
-    def on_resize(self, event: events.Resize) -> None:
-        """Put the panes beside or above each other."""
-        self.set_class(event.size.width >= WIDE_COLUMNS, "-wide")
-        self.set_class(event.size.height < LOW_ROWS, "-low")
+    def say(self, text: str, hint: str | None = None, *, is_warning: bool = False) -> None:
+        """Say something in the conversation, and what to do about it; beside it while an answer grows there."""
+        if self._exchange is not None:
+            self.notify(visible("\n".join(filter(None, (text, hint)))), markup=False)
+            return
+        self.conversation.remark(text, "warning" if is_warning else "remark")
+        if hint:
+            self.conversation.remark(hint, "hint")
 
     def open(self, reference: str) -> None:
-        """Open a model in the place of the one before."""
-        self._stop()
-        self._opening = Control()
-        self._opening_words = f"opening {reference}"
-        self._holder.watch(self._opening)
-        self._open(reference, self._opening)
+        """Open a model in the place of the one before; the conversation stays."""
+        self.stop()
+        self._opener.open(reference)
         self._frames.start()
-
-    @work(thread=True, group="opening")
-    def _open(self, reference: str, control: Control) -> None:
-        """Open a model, in a thread."""
-        try:
-            with Fetching(self.app, control) as fetching:
-                engine = self._holder.open(
-                    reference,
-                    control=control,
-                    on_status=self._relay,
-                    confirm=fetching.confirm,
-                    on_fetch=fetching.on_fetch,
-                )
-        except SlmError as error:
-            self.post_message(self.Refused(error))
-        except Exception as error:  # a bug of ours ends no conversation
-            self.post_message(self.Refused(SlmError(f"a bug in slm: {type(error).__name__}: {error}")))
-        else:
-            self.post_message(self.Opened(reference, engine))
-
-    def _relay(self, text: str) -> None:
-        self.post_message(self.Told(text))
-
-    @on(Told)
-    def _told(self, event: Told) -> None:
-        self._opening_words = event.text
 
     @on(Refused)
     def _refused(self, event: Refused) -> None:
-        self._opening = None
+        self._opener.end()
         if isinstance(event.error, Interrupted):
-            self.say("the model was not opened", hint="F4 chooses another")
+            self.say("the model was not opened", "F4 chooses one")
         else:
-            show_error(self.conversation, event.error)
-            self.say("", hint="F4 chooses another model")
-        if (prompt := self._prompt_in_wait) is not None:
+            self.say(event.error.message, event.error.hint, is_warning=True)
+        if self._prompt_in_wait is not None:
+            self.entry.put(self._prompt_in_wait)
             self._prompt_in_wait = None
-            self.entry.put(prompt)
         self._tell()
 
     @on(Opened)
     def _opened(self, event: Opened) -> None:
-        self._opening = None
-        self._reference = event.reference
+        engine = event.engine
         try:
             if self._session is None:
-                self._session = ChatSession(event.engine, store=self._desk.store, chat=self._chat)
-                self._show_turns()
+                self._session = ChatSession(engine, store=self._desk.store, chat=self._chat)
+                self._turns.show(self._session.turns)
             else:
-                self._session.switch(event.engine)
+                self._session.switch(engine)
         except SlmError as error:
-            self._refused(self.Refused(error))
+            self._refused(Refused(error))
             return
-        plan = event.engine.plan
-        self.say(f"{plan.spec.id} · {plan.variant.quant} · {plan.backend} on {plan.device}")
-        for note in event.engine.notes:
+        self._opener.end()
+        self._reference = event.reference
+        self.say(f"{engine.plan.spec.id} · {engine.plan.variant.quant} · {engine.plan.backend} on {engine.plan.device}")
+        for note in engine.notes:
             self.say(note)
-        self._pace = self._pace_of(event.engine)
+        self._pace = self._pace_of(engine)
+        self._say_notices()
         self._tell()
-        if (prompt := self._prompt_in_wait) is not None:
-            self._prompt_in_wait = None
+        if self._prompt_in_wait is not None:
+            prompt, self._prompt_in_wait = self._prompt_in_wait, None
             self.ask(prompt)
 
     def _pace_of(self, engine: Engine) -> float | None:
@@ -263,72 +219,70 @@ class ChatScreen(Screen[None]):
     def _sent(self, event: Entry.Sent) -> None:
         if not event.text.strip():
             self.action_answer_now()
-        elif event.text.startswith("/"):
+        elif event.text.startswith("/") and "\n" not in event.text:
             self.entry.take()
             try:
                 run_command(self, event.text)
             except SlmError as error:
-                show_error(self.conversation, error)
+                self.say(error.message, error.hint, is_warning=True)
         elif self._exchange is not None:
             self.notify("an answer is on its way · Escape stops it", timeout=3, markup=False)
-        elif self._session is None:
+        elif self._session is None or self._opener.is_opening:
             self._prompt_in_wait = self.entry.take()
-            self.say("sent as soon as the model is open")
+            self.say("sent as soon as a model is open")
         else:
             self.ask(self.entry.take())
 
     def ask(self, prompt: str) -> None:
         """Send a prompt."""
-        session = self._open_session()
-        whole = "\n\n".join([*self._files, prompt])
-        control = Control()
-        self._stream(whole, session.send(whole, control), control)
+        whole, control = "\n\n".join([*self._files, prompt]), Control()
+        self._stream(whole, self.session.send(whole, control), control)
 
     def _stream(self, prompt: str, events: Iterator[StreamEvent], control: Control) -> None:
-        engine = self._open_session().engine
-        self.conversation.begin(prompt)
-        self._turns.append(Turn(prompt))
-        self._shown_turn = len(self._turns) - 1
-        self._showing = Showing(self.thinking, self.conversation, time.perf_counter(), self._answer_begins)
-        if not engine.settings.hide_thinking:
+        engine = self.session.engine
+        self._showing = self._turns.begin(prompt, time.perf_counter(), self._answer_begins)
+        if not engine.settings.hide_thinking and self.session.think.mode != "off":
             self._unfold(is_unfolded=True)
         self._holder.watch(control)
-        self._exchange = Exchange(prompt, events, control, pace=self._pace, load_s=engine.load_s)
+        awake = self._holder.awake(events)
+        self._exchange = Exchange(prompt, awake, control, pace=self._pace, load_s=engine.load_s)
         self._frames.start()
+        self._tell()
 
     def _frame(self) -> bool:
         """Show what came; return whether more may come."""
         exchange, showing = self._exchange, self._showing
         if exchange is not None and showing is not None:
-            for at_s, event in exchange.take(time.perf_counter()):
+            for at_s, event in exchange.take():
                 showing.feed(event, at_s)
             if exchange.has_ended:
                 self._end(exchange, showing)
             else:
                 showing.draw()
         self._tell()
-        return self._exchange is not None or self._opening is not None
+        return self.is_busy
 
     def _end(self, exchange: Exchange, showing: Showing) -> None:
         """Show how a reply ended and what can be done about it."""
-        session = self._open_session()
         self._exchange = None
         reply, error = exchange.outcome()
-        showing.end(reply, _in_app(error) if error is not None else None)
-        turn = self._turns[-1]
-        turn.reply, turn.is_kept = reply, session.unanswered is None and error is None
+        is_kept = error is None and self.session.unanswered is None
+        self._turns.end(showing, reply, _in_app(error), is_kept=is_kept)
+        if is_kept:
+            self._files.clear()
         if exchange.is_stopping:
             self.say("stopped")
-        if turn.is_kept:
-            self._files.clear()
         elif error is None:
-            self.say("there was no answer, so the turn is not kept", hint="Ctrl+R asks again")
+            for note in notes_of(self.session.engine, reply, showing.meter.started):
+                self.say(note.text, note.hint, is_warning=note.is_warning)
+        if not is_kept and error is None:
+            self.say("there was no answer, so the turn is not kept", "Ctrl+R asks again")
         self._say_notices()
 
     def _say_notices(self) -> None:
-        if self._session is not None:
-            while self._session.notices:
-                self.conversation.remark(self._session.notices.pop(0), "warning")
+        notices = self._session.notices if self._session is not None else []
+        while notices:
+            self.say(notices.pop(0), is_warning=True)
 
     def _answer_begins(self) -> None:
         """Fold the thinking; ring, if it took long and that is wanted."""
@@ -342,46 +296,30 @@ class ChatScreen(Screen[None]):
     def _unfold(self, *, is_unfolded: bool) -> None:
         self.set_class(is_unfolded, "-unfolded")
 
-    def _show_turns(self) -> None:
-        """Show the session's conversation from its beginning."""
-        session = self._open_session()
-        self._turns = [Turn(prompt, reply, is_kept=True) for prompt, reply in session.turns]
-        self.conversation.drop_all()
-        for turn in self._turns:
-            self.conversation.begin(turn.prompt)
-            if turn.reply is not None:
-                show_reply(self.conversation, turn.reply)
-        self._show_thinking(len(self._turns) - 1)
-
-    def _show_thinking(self, number: int) -> None:
-        self._shown_turn = max(0, number)
-        reply = self._turns[number].reply if self._turns else None
-        self.thinking.begin(reply.thinking if reply is not None else "")
-        is_last = number == len(self._turns) - 1
-        self.thinking.border_title = "thinking" if is_last else f"thinking · turn {number + 1} of {len(self._turns)}"
-
-    def say(self, text: str, *, hint: str = "") -> None:
-        """Say something in the conversation, and what to do about it."""
-        if text:
-            self.conversation.remark(text)
-        if hint:
-            self.conversation.remark(hint, "hint")
+    def stop(self) -> None:
+        """Stop what is going on, and wait for the end of a reply."""
+        self._opener.stop()
+        if (exchange := self._exchange) is not None and self._showing is not None:
+            exchange.stop()
+            exchange.join()
+            for at_s, event in exchange.take():
+                self._showing.feed(event, at_s)
+            self._end(exchange, self._showing)
 
     def action_stop(self) -> None:
         """Stop what is going on: a model being opened, a reply on its way."""
-        if self._opening is not None:
-            self._opening.cancel()
-        elif self._exchange is not None:
+        self._opener.stop()
+        if self._exchange is not None:
             self._exchange.stop()
         self._tell()
 
     def action_interrupt(self) -> None:
         """Copy what is selected, else stop what is going on, else leave at the second press."""
-        if (selected := self.get_selected_text() or self.entry.selected_text) and not self._is_busy:
-            self.app.copy_to_clipboard(selected)
+        selected = self.get_selected_text() or self.entry.selected_text
+        if selected:
+            self._copy(selected, "the selection")
             self.clear_selection()
-            self.notify("copied", timeout=2, markup=False)
-        elif self._is_busy:
+        elif self.is_busy:
             self.action_stop()
         elif time.monotonic() - self._pressed_s < LEAVE_S:
             self.app.exit()
@@ -389,19 +327,15 @@ class ChatScreen(Screen[None]):
             self._pressed_s = time.monotonic()
             self.notify("Ctrl+C again leaves", timeout=LEAVE_S, markup=False)
 
-    @property
-    def _is_busy(self) -> bool:
-        return self._opening is not None or self._exchange is not None
-
     def action_answer_now(self) -> None:
         """End the thinking, so that the answer begins."""
         if self._exchange is not None and self._showing is not None and self._showing.meter.phase == "thinking":
             self._exchange.answer_now()
             self._tell()
 
-    def action_toggle_thinking(self) -> None:
-        """Switch thinking off, or on again."""
-        session = self._open_session()
+    def action_switch_thinking(self) -> None:
+        """Switch thinking off, or on again; holds from the next prompt on."""
+        session = self.session
         if session.think.mode == "off":
             session.think = self._thought_before
         else:
@@ -414,41 +348,37 @@ class ChatScreen(Screen[None]):
         if session.unanswered is None and not session.turns:
             raise UsageError("there is no answer to write anew", hint="write something first")
         prompt = session.unanswered if session.unanswered is not None else session.turns[-1][0]
-        if self._turns:
-            self._turns.pop()
-            self.conversation.drop_last()
+        if len(self._turns):
+            self._turns.drop_last()
         control = Control()
         self._stream(prompt, session.regenerate(control), control)
 
     def action_undo(self) -> None:
         """Take back the last turn; its prompt can be edited and sent again."""
         session = self._idle_session()
-        if not self._turns:
-            return
-        turn = self._turns.pop()
+        if not len(self._turns):
+            raise UsageError("there is no turn to take back")
+        turn = self._turns.drop_last()
         if turn.is_kept:
             session.undo()
         else:
             session.unanswered = None
-        self.conversation.drop_last()
-        self._show_thinking(len(self._turns) - 1)
         if not self.entry.text:
             self.entry.put(turn.prompt)
 
     def action_copy_answer(self) -> None:
         """Copy the last answer, exactly as the model wrote it."""
-        answer = next((turn.reply.answer for turn in reversed(self._turns) if turn.reply is not None), "")
-        self._copy(answer, "the answer")
+        self._copy(self._turns.last_answer, "the answer")
 
     def action_copy_all(self) -> None:
         """Copy the whole conversation as Markdown, thinking in block quotes."""
-        self._copy(self._open_session().export_markdown() if self._turns else "", "the conversation")
+        self._copy(self.session.export_markdown() if self.session.turns else "", "the conversation")
 
     def _copy(self, text: str, what: str) -> None:
         if not text:
             raise UsageError("there is nothing to copy yet")
         self.app.copy_to_clipboard(text)
-        self.notify(f"{what} is copied, {len(text):,} characters", timeout=3, markup=False)
+        self.notify(f"copied: {what}, {len(text):,} characters", timeout=3, markup=False)
 
     def action_unfold(self) -> None:
         """Fold the thinking, or unfold it."""
@@ -465,12 +395,11 @@ class ChatScreen(Screen[None]):
 
     def action_turn(self, step: int) -> None:
         """Go to an earlier or later turn, and show its thinking."""
-        if self._exchange is None and self._turns:
-            self._show_thinking(min(len(self._turns) - 1, max(0, self._shown_turn + step)))
-            self.conversation.go_to_turn(self._shown_turn)
+        if self._exchange is None:
+            self._turns.go(step)
 
     def action_end(self) -> None:
-        """Go to the end of the conversation and follow it."""
+        """Go to the end of both panes and follow them."""
         self.conversation.follow()
         self.thinking.follow()
 
@@ -481,8 +410,8 @@ class ChatScreen(Screen[None]):
         def chosen(reference: str | None) -> None:
             if reference is not None:
                 self.open(reference)
-            elif self._session is None and self._opening is None:
-                self.say("no model is open", hint="F4 chooses one")
+            elif self._session is None and not self._opener.is_opening:
+                self.say("no model is open", "F4 chooses one")
 
         self.app.push_screen(ModelsScreen(self._desk.registry, is_first=self._reference is None), chosen)
 
@@ -490,117 +419,64 @@ class ChatScreen(Screen[None]):
         """Choose a kept chat to go on with."""
         from slm_local.tui.screens.chats import ChatsScreen
 
-        if self._desk.store is None:
-            raise UsageError("chats are not kept", hint="slm chat, without --no-log")
+        store = self._desk.store
+        if store is None:
+            raise UsageError("chats are not kept here", hint="slm chat, without --no-log")
 
         def chosen(number: int | None) -> None:
             if number is not None:
-                self._take_up(number)
+                self.stop()
+                self._session, self._chat = None, number
+                self.open(store.chat(number).model)
 
-        self.app.push_screen(ChatsScreen(self._desk.store), chosen)
-
-    def _take_up(self, number: int) -> None:
-        assert self._desk.store is not None
-        model = self._desk.store.chat(number).model
-        self._session, self._chat = None, number
-        self.open(model)
+        self.app.push_screen(ChatsScreen(store, current=self._session.chat if self._session else None), chosen)
 
     def action_new(self) -> None:
         """Begin a new conversation with the same model."""
         self._idle_session().clear()
-        self._show_turns()
-
-    def drop_oldest(self) -> None:
-        """Remove the oldest turn, to make room in the context."""
-        session = self._idle_session()
-        if not session.drop():
-            raise UsageError("there is no turn to drop")
-        first = next(number for number, turn in enumerate(self._turns) if turn.is_kept)
-        del self._turns[: first + 1]
-        for _ in range(first + 1):
-            self.conversation.drop_first()
-        self._show_thinking(len(self._turns) - 1)
+        self._turns.show(())
 
     def action_compare(self) -> None:
         """Put models beside each other; the open one gives its memory back until it is asked again."""
         from slm_local.tui.screens.compare import CompareScreen
 
-        self._stop()
+        self.stop()
         self._holder.let_go()
         references = (self._reference,) if self._reference is not None else ()
-        self.app.push_screen(CompareScreen(self._desk, references, self.entry.text or None))
+        self.app.push_screen(CompareScreen(self._desk, references, None))
+
+    def drop_oldest(self) -> None:
+        """Remove the oldest turn, to make room in the context."""
+        if not self._idle_session().drop():
+            raise UsageError("there is no turn to drop")
+        self._turns.drop_oldest_kept()
 
     def set_live(self, key: str, value: str) -> None:
         """Change a setting that can be changed while a model is open. Errors: `UsageError`."""
-        session = self._open_session()
+        session = self.session
         session.engine.settings = with_setting(session.engine.settings, key, value, REPL)
         session.think = session.engine.settings.think
         session.system = session.engine.settings.system or session.engine.spec.system
         self._tell()
 
-    @property
-    def session(self) -> ChatSession | None:
-        """Return the conversation, None before a model is open."""
-        return self._session
-
-    @property
-    def reference(self) -> str | None:
-        """Return the model as it was typed."""
-        return self._reference
-
-    def _open_session(self) -> ChatSession:
-        if self._session is None:
-            raise UsageError("no model is open yet", hint="F4 chooses one")
-        return self._session
-
     def _idle_session(self) -> ChatSession:
         if self._exchange is not None:
             raise UsageError("an answer is on its way", hint="Escape stops it")
-        return self._open_session()
-
-    def _stop(self) -> None:
-        """Stop a reply on its way, and wait for its end."""
-        if (exchange := self._exchange) is not None and self._showing is not None:
-            exchange.stop()
-            exchange.join()
-            for at_s, event in exchange.take(time.perf_counter()):
-                self._showing.feed(event, at_s)
-            self._end(exchange, self._showing)
+        return self.session
 
     def _tell(self) -> None:
         """Bring the status line up to date."""
-        session, now_s = self._session, time.perf_counter()
         meter = self._showing.meter if self._showing is not None else None
-        state = self._state(now_s)
-        if session is None:
-            self.status.tell(StatusFacts(model=self._reference or "", state=state))
-            return
-        plan = session.engine.plan
-        word = session.think.word or session.think.mode
-        self.status.tell(
-            StatusFacts(
-                model=plan.spec.id,
-                engine=f"{plan.backend} {plan.device}",
-                used_tokens=meter.used_tokens if meter is not None else 0,
-                context_tokens=plan.context_tokens,
-                tokens_per_s=meter.tokens_per_s if meter is not None else None,
-                thinks="" if word == "auto" else f"think {word}",
-                state=state,
-            )
-        )
-
-    def _state(self, now_s: float) -> str:
-        if self._opening is not None:
-            return "stopping" if self._opening.cancelled else self._opening_words
-        if self._exchange is None or self._showing is None:
-            return "idle" if self._session is not None else "no model"
-        if self._exchange.is_stopping:
-            return "stopping"
-        words = self._showing.meter.words(now_s)
-        return f"{words} · Enter: answer now" if self._showing.meter.phase == "thinking" else words
+        state = "idle" if self._session is not None else "no model"
+        if self._opener.is_opening:
+            state = self._opener.words
+        elif self._exchange is not None and meter is not None:
+            state = "stopping" if self._exchange.is_stopping else meter.words(self._exchange.now_s())
+            state += " · Enter: answer now" if state.startswith("thinking") else ""
+        self.status.tell(status_facts(self.reference, self._session, meter, state))
 
 
-def _in_app(error: SlmError) -> SlmError:
+def _in_app(error: SlmError | None) -> SlmError | None:
     """Give the errors that can be mended here the hint that mends them."""
     if isinstance(error, PromptTooLong):
         return PromptTooLong(error.message, hint="/drop removes the oldest turn, Ctrl+N begins anew")

@@ -64,8 +64,8 @@ class CompareScreen(Screen[None]):
 
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (70, "-wide")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", "Stop, back"),
-        Binding("f2", "fold", "Thinking"),
+        Binding("escape", "stop", "Stop", tooltip="when nothing runs: back"),
+        Binding("f2", "fold", "Thinking", tooltip="fold or unfold it"),
         Binding("f4", "add", "Add a model"),
         Binding("f8", "remove", "Remove the last"),
     ]

@@ -43,9 +43,12 @@ class HelpScreen(ModalScreen[None]):
         for active in below.active_bindings.values():  # the app has some from Textual, such as the palette's
             if active.node is self.app and not active.binding.system:
                 bindings.setdefault(active.binding.action, [active.binding])
-        rows = [(" · ".join(map(self.app.get_key_display, same)), same[0].description) for same in bindings.values()]
+        rows = [(" · ".join(map(self.app.get_key_display, same)), same[0]) for same in bindings.values()]
         width = max((len(keys) for keys, _ in rows), default=0)
-        return Content("\n").join(Content.assemble((f"{keys:>{width}}", "bold"), "  ", does) for keys, does in rows)
+        return Content("\n").join(
+            Content.assemble((f"{keys:>{width}}", "bold"), "  ", each.description, (f"  {each.tooltip}", "dim"))
+            for keys, each in rows
+        )
 
 
 def _declared(nodes: Iterable[DOMNode]) -> dict[str, list[Binding]]:

@@ -1,0 +1,308 @@
+"""A conversation in the real app with scripted models: what is on the screen, what the keys do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from slm_local.registry import load_registry
+from slm_local.tui.desk import Desk
+from slm_local.tui.screens.chat import ChatScreen
+from tests.command import THINK_THEN_ANSWER
+from tests.conftest import ScriptWriter
+from tests.tui.screens import play, shown, until
+
+WIDE = (140, 40)
+
+AGAIN = ({"text": "<think>"}, {"text": "again"}, {"text": "</think>"}, {"text": "Still 85.", "end": "stop"})
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch, script: ScriptWriter) -> Callable[..., Desk]:
+    """Return a desk whose model plays rows."""
+    monkeypatch.setenv("SLM_SCRIPTED", "1")
+
+    def make(*rows: dict[str, Any], setup: dict[str, Any] | None = None, **more: Any) -> Desk:
+        reference = f"scripted:{script(*(rows or THINK_THEN_ANSWER), setup=setup)}"
+        return Desk(reference=reference, registry=load_registry(), **more)
+
+    return make
+
+
+def slow(text: str, delay_s: float = 0.1) -> list[dict[str, Any]]:
+    """Return rows that write a text word by word."""
+    return [{"text": f"{word} ", "delay": delay_s} for word in text.split()]
+
+
+async def opened(pilot: Pilot[None]) -> ChatScreen:
+    """Wait for an open model; return the screen."""
+    await until(pilot, lambda: isinstance(pilot.app.screen, ChatScreen))
+    screen = pilot.app.screen
+    assert isinstance(screen, ChatScreen)
+    await until(pilot, lambda: screen.status.facts.state == "idle")
+    return screen
+
+
+async def asked(pilot: Pilot[None], screen: ChatScreen, prompt: str = "What is 47 + 38?") -> None:
+    """Type a prompt and wait for the whole reply."""
+    screen.entry.put(prompt)
+    await pilot.press("enter")
+    await until(pilot, lambda: screen.is_generating)
+    await finished(pilot, screen)
+
+
+async def finished(pilot: Pilot[None], screen: ChatScreen) -> None:
+    await until(pilot, lambda: not screen.is_generating)
+    await pilot.pause()
+
+
+def test_thinking_and_answer_come_into_panes_of_their_own(desk: Callable[..., Desk]) -> None:
+    rows = [{"text": "<think>"}, *slow("one two three four five six seven eight"), {"text": "</think>"}]
+    rows += [*slow("and this is the answer"), {"text": "!", "end": "stop"}]
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        screen.entry.put("count")
+        await pilot.press("enter")
+        await until(pilot, lambda: "one two three" in shown(pilot.app) and "Enter: answer now" in shown(pilot.app))
+        assert screen.thinking.region.y == screen.conversation.region.y, "side by side when wide"
+        assert "one two" not in screen.conversation.text
+        await until(pilot, lambda: "and this is" in shown(pilot.app) and not screen.thinking.display)
+        await finished(pilot, screen)
+        assert "and this is the answer !" in screen.conversation.text
+        assert "thought 10 tokens" in screen.conversation.text
+        assert "this is" not in screen.thinking.text
+
+    play(desk(*rows), scene, WIDE)
+
+
+def test_the_thinking_unfolds_and_folds_with_a_key(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen)
+        assert "carry 1" not in shown(pilot.app)
+        await pilot.press("f2")
+        await until(pilot, lambda: "7 + 8 = 15, carry 1." in shown(pilot.app))
+        await pilot.press("f2")
+        await until(pilot, lambda: "carry 1" not in shown(pilot.app))
+
+    play(desk(), scene)
+
+
+def test_escape_stops_a_reply_and_keeps_what_came(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        screen.entry.put("go on for ever")
+        await pilot.press("enter")
+        await until(pilot, lambda: "word3" in screen.conversation.text)
+        await pilot.press("escape")
+        await finished(pilot, screen)
+        assert "word3" in screen.conversation.text
+        assert "stopped" in screen.conversation.text
+        assert screen.session.turns[0][1].finish == "cancelled"
+
+    play(desk(*[{"text": f"word{at} ", "delay": 0.02} for at in range(3000)]), scene)
+
+
+def test_ctrl_c_stops_what_runs_and_leaves_at_the_second_press(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        screen.entry.put("go on for ever")
+        await pilot.press("enter")
+        await until(pilot, lambda: "word3" in screen.conversation.text)
+        await pilot.press("ctrl+c")
+        await finished(pilot, screen)
+        assert pilot.app.is_running
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: "Ctrl+C again leaves" in shown(pilot.app))
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: pilot.app._exit)
+
+    play(desk(*[{"text": f"word{at} ", "delay": 0.02} for at in range(3000)]), scene)
+
+
+def test_enter_on_the_empty_entry_ends_the_thinking(desk: Callable[..., Desk]) -> None:
+    rows = [{"text": "<think>"}, *[{"text": f"hm{at} ", "delay": 0.02} for at in range(3000)], {"end": "stop"}]
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        screen.entry.put("think")
+        await pilot.press("enter")
+        await until(pilot, lambda: "hm3" in screen.thinking.text)
+        await pilot.press("enter")
+        await until(pilot, lambda: "thought" in screen.conversation.text)
+        await pilot.press("escape")
+        await finished(pilot, screen)
+        reply = screen.session.last_reply
+        assert reply is not None
+        assert reply.cut == "user"
+
+    play(desk(*rows), scene)
+
+
+def test_an_answer_is_written_anew_in_the_place_of_the_old_one(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen)
+        assert "It is 85." in screen.conversation.text
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: screen.is_generating)
+        await finished(pilot, screen)
+        assert "Still 85." in screen.conversation.text
+        assert "It is 85." not in screen.conversation.text
+        assert len(screen.session.turns) == 1
+
+    play(desk(*THINK_THEN_ANSWER, *AGAIN), scene)
+
+
+def test_undo_takes_the_turn_back_and_its_prompt_can_be_edited(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen, "first")
+        await asked(pilot, screen, "second")
+        await pilot.press("ctrl+z")
+        assert screen.entry.text == "second"
+        assert "second" not in screen.conversation.text
+        assert "first" in screen.conversation.text
+        assert [prompt for prompt, _ in screen.session.turns] == ["first"]
+        assert screen.thinking.text == "7 + 8 = 15, carry 1."
+
+    play(desk(), scene)
+
+
+def test_thinking_is_switched_off_and_on_with_a_key(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await pilot.press("ctrl+t")
+        assert screen.session.think.mode == "off"
+        await until(pilot, lambda: "think off" in shown(pilot.app))
+        await asked(pilot, screen)
+        assert screen.session.turns[0][1].thinking == ""
+        await pilot.press("ctrl+t")
+        assert screen.session.think.mode == "auto"
+
+    play(desk({"text": "It is 85.", "end": "stop"}), scene)
+
+
+def test_a_crash_of_the_worker_leaves_the_text_and_says_what_to_do(desk: Callable[..., Desk]) -> None:
+    rows = [{"text": "<think>"}, {"text": "let me see"}, {"text": "</think>"}, *slow("part of an", 0.0)]
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen)
+        assert "part of an" in screen.conversation.text
+        assert "Ctrl+R asks again" in screen.conversation.text
+        assert screen.thinking.text == "let me see"
+        first = screen.session.engine.pid
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: screen.is_generating)
+        await finished(pilot, screen)
+        assert screen.session.engine.pid != first, "a new child"
+        await asked(pilot, screen, "and then?")
+        assert "and then?" in screen.conversation.text
+
+    play(desk(*rows, {"fault": "segv"}), scene)
+
+
+def test_what_is_copied_is_exactly_what_the_model_wrote(desk: Callable[..., Desk]) -> None:
+    answer = "# Title\n\n**bold** [/b] \x1b[31mred\x1b[0m\ttab \u202eevil\n"
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen)
+        await pilot.press("ctrl+y")
+        assert pilot.app.clipboard == answer
+        await pilot.press("f3")
+        assert answer.rstrip() in pilot.app.clipboard
+        assert "What is 47 + 38?" in pilot.app.clipboard
+
+    play(desk({"text": answer, "end": "stop"}), scene)
+
+
+HOSTILE = (
+    "\x1b]52;c;aGk=\x07 \x1b[2J \x1bP1\x1b\\ \x1b[6n \x9b31m [/] [bold [/some/path] [link=http://x] [1, 2] "
+    "\u202egnp.exe\u202c zero\u200bwidth 中文宽 👩‍👩‍👧 e\u0301 \ufeff \U000e0041"
+)
+
+
+def test_hostile_text_is_shown_as_text(desk: Callable[..., Desk]) -> None:
+    rows = [{"text": "<think>"}, {"text": HOSTILE}, {"text": "</think>"}, {"text": HOSTILE, "end": "stop"}]
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen, HOSTILE)
+        await pilot.press("f2")
+        await pilot.pause()
+        for text in (screen.thinking.text, screen.conversation.text, shown(pilot.app)):
+            assert not set(text) & set("\x1b\x07\x9b\u202e\u200b\ufeff")
+            assert "␛]52;c;aGk=" in text
+            assert "[/some/path]" in text
+            assert "⟨U+202E⟩gnp.exe" in text
+            assert "中文宽" in text
+
+    play(desk(*rows), scene, WIDE)
+
+
+def test_errors_are_told_in_the_words_of_the_app(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen, "much too long " * 20)
+        assert "/drop removes the oldest turn, Ctrl+N begins anew" in screen.conversation.text
+        await pilot.press("ctrl+y")
+        await until(pilot, lambda: "there is nothing to copy yet" in shown(pilot.app))
+
+    play(desk(setup={"context": 128}), scene, WIDE)
+
+
+def test_a_model_that_can_not_be_opened_leaves_the_app_usable(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: "no model" in shown(pilot.app))
+        screen = pilot.app.screen
+        assert isinstance(screen, ChatScreen)
+        assert "names an unknown fault" in screen.conversation.text
+        await pilot.press("ctrl+t")
+        await until(pilot, lambda: "no model is open yet" in shown(pilot.app))
+
+    play(desk(setup={"load_fault": "no such"}), scene)
+
+
+def test_a_prompt_sent_while_the_model_loads_is_answered_when_it_is_open(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: isinstance(pilot.app.screen, ChatScreen))
+        screen = pilot.app.screen
+        assert isinstance(screen, ChatScreen)
+        await pilot.press(*"sum?", "enter")
+        await until(pilot, lambda: "It is 85." in screen.conversation.text)
+
+    play(desk(), scene)
+
+
+def test_the_words_of_the_plain_chat_work_too(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        for line in ("/think off", "/set temperature 0.5", "/system Be brief.", "/stats", "/thnk"):
+            screen.entry.put(line)
+            await pilot.press("enter")
+            await pilot.pause()
+        assert screen.session.think.mode == "off"
+        assert screen.session.engine.settings.sampling.temperature == 0.5
+        assert screen.session.system == "Be brief."
+        assert "there is no reply yet" in screen.conversation.text
+        assert "there is no command /thnk" in screen.conversation.text
+        screen.entry.put("/bye")
+        await pilot.press("enter")
+        await until(pilot, lambda: pilot.app._exit)
+
+    play(desk(), scene)
+
+
+def test_the_palette_has_what_the_keys_do(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        offered = {each.title for each in pilot.app.get_system_commands(screen)}
+        assert {"Stop", "Think", "Thoughts", "Again", "Undo", "Copy", "Model", "Compare", "Chats", "Help"} <= offered
+
+    play(desk(), scene)
