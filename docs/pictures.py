@@ -85,7 +85,7 @@ async def comparison(pilot: Pilot[None]) -> None:
 
 async def error(pilot: Pilot[None]) -> None:
     """Show what a model that can't be opened leaves."""
-    await until(pilot, "F4 chooses")
+    await until(pilot, "no model is named")
 
 
 async def ask(pilot: Pilot[None], prompt: str) -> None:

@@ -151,16 +151,18 @@ def _reply_end(reply: Reply, context_tokens: int, max_tokens: int | None) -> Not
             return None
 
 
-def lowered(started: Started, think: Thinking, context_tokens: int) -> Note | None:
-    """Return that less thinking was left than the person asked for, or none; None where it was as asked."""
+def lowered(started: Started, think: Thinking, max_tokens: int | None) -> Note | None:
+    """Return that there was room for less thinking than was asked for, or for none; None where it was as asked."""
     if think.mode != "open" or think.max_tokens == 0:
         return None
     if started.think_state == "closed":
         return Note(f"the model's chat template closes thinking: --think {think.word} changes nothing")
     if think.max_tokens is None or started.think_tokens is None or started.think_tokens >= think.max_tokens:
         return None
-    text = f"the prompt left thinking {started.think_tokens:,} of the {think.max_tokens:,} tokens that were asked for"
-    return Note(text, f"--ctx {2 * context_tokens}")
+    text = f"there was room for {started.think_tokens:,} of the {think.max_tokens:,} tokens of thinking asked for"
+    if max_tokens is not None and max_tokens < started.context_tokens - (started.prompt_tokens or 0):
+        return Note(text, f"--max-tokens {max_tokens + think.max_tokens}")
+    return Note(text, f"--ctx {2 * started.context_tokens}")
 
 
 def outgrown(plan: Plan, reply: Reply) -> str | None:

@@ -61,7 +61,7 @@ def spawn() -> Iterator[Spawn]:
 
 
 def run(spawn: Spawn, *arguments: str, **variables: str) -> Any:
-    return spawn("-m", "slm_local", *arguments, **variables)
+    return spawn("-m", "slm_local", *arguments, "--no-loop-guard", **variables)
 
 
 def rest_of(child: Any) -> str:
@@ -141,7 +141,7 @@ def test_ctrl_c_still_stops_while_keys_are_heard(spawn: Spawn, script: ScriptWri
 @needs_posix
 @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", -15), ("SIGHUP", -1), ("SIGQUIT", -3)])
 def test_the_echo_comes_back_however_it_ends(spawn: Spawn, script: ScriptWriter, sent: str, code: int) -> None:
-    child = spawn("-c", OUTLIVING, "-m", "slm_local", "run", f"scripted:{script(*ENDLESS)}", "x")
+    child = spawn("-c", OUTLIVING, "-m", "slm_local", "run", f"scripted:{script(*ENDLESS)}", "x", "--no-loop-guard")
     child.expect(r"pid (\d+)")
     process = int(child.match[1])
     child.expect_exact("thought number 2.")
@@ -156,7 +156,7 @@ def test_the_echo_comes_back_however_it_ends(spawn: Spawn, script: ScriptWriter,
 @needs_posix
 def test_the_echo_is_back_while_it_is_stopped_and_gone_when_it_goes_on(spawn: Spawn, script: ScriptWriter) -> None:
     child = shell(spawn)
-    child.sendline(f"{sys.executable} -m slm_local run scripted:{script(*ENDLESS)} x")
+    child.sendline(f"{sys.executable} -m slm_local run scripted:{script(*ENDLESS)} x --no-loop-guard")
     child.expect_exact("thought number 2.")
     child.send("\x1a")
     child.expect_exact("ready> ")
@@ -201,7 +201,7 @@ def test_the_signal_ends_thinking_without_any_terminal(script: ScriptWriter) -> 
     import subprocess
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "slm_local", "run", f"scripted:{script(*ENDLESS)}", "x"],
+        [sys.executable, "-m", "slm_local", "run", f"scripted:{script(*ENDLESS)}", "x", "--no-loop-guard"],
         env=child_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -95,14 +95,18 @@ def test_thinking_and_answer_that_both_ended_early_say_so_both() -> None:
     ]
 
 
-def test_a_prompt_that_leaves_less_thinking_says_so_to_who_gave_the_limit() -> None:
+def test_too_little_room_for_thinking_says_so_to_who_gave_the_limit() -> None:
     started = Started(prompt_tokens=400, cached_tokens=0, context_tokens=512, think_state="open", think_tokens=32)
-    note = notes.lowered(started, read_thinking("256"), 512)
+    note = notes.lowered(started, read_thinking("256"), None)
     assert note is not None
-    assert (note.text, note.hint) == ("the prompt left thinking 32 of the 256 tokens that were asked for", "--ctx 1024")
-    assert notes.lowered(started, read_thinking("32"), 512) is None
-    assert notes.lowered(started, patient(Thinking(), 180.0, decode_tps=10.0, context_tokens=16384), 512) is None
-    closed = notes.lowered(replace(started, think_state="closed"), read_thinking("256"), 512)
+    assert note.text == "there was room for 32 of the 256 tokens of thinking asked for"
+    assert note.hint == "--ctx 1024"
+    bounded = notes.lowered(started, read_thinking("256"), 64)
+    assert bounded is not None
+    assert bounded.hint == "--max-tokens 320"
+    assert notes.lowered(started, read_thinking("32"), None) is None
+    assert notes.lowered(started, patient(Thinking(), 180.0, decode_tps=10.0, context_tokens=16384), None) is None
+    closed = notes.lowered(replace(started, think_state="closed"), read_thinking("256"), None)
     assert closed is not None
     assert closed.text == "the model's chat template closes thinking: --think 256 changes nothing"
 

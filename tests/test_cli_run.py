@@ -308,6 +308,50 @@ def test_ctrl_c_keeps_the_partial_answer_and_exits_with_130(script: ScriptWriter
     assert (out, err.splitlines()[-1]) == (b"\n", b"stopped")
 
 
+def test_a_limit_that_was_reached_is_told_with_what_to_type_and_stands_in_the_json(slm: Slm, model: str) -> None:
+    result = slm("run", model, "x", "--think", "3", "--json")
+    reply = json.loads(result.out)
+    usage = reply["usage"]
+    assert reply["cut"] == "budget"
+    assert usage["think_tokens"] - usage["tag_tokens"] - usage["injected_tokens"] <= 3
+    assert "thinking was ended at 3 tokens\nhint: --think 6\n" in result.err
+
+
+def test_on_a_pipe_nobody_limits_thinking(slm: Slm, model: str) -> None:
+    for flags in ((), ("--think", "auto"), ("--think", "max")):
+        result = slm("run", model, "x", "--jsonl", *flags)
+        assert lines_of(result.out)[0]["context_tokens"] > lines_of(result.out)[0]["think_tokens"] > 10_000
+
+
+def test_less_room_than_was_asked_for_is_told(slm: Slm, model: str) -> None:
+    result = slm("run", model, "x", "--think", "5000", "--ctx", "1024")
+    assert re.search(
+        r"there was room for \d+ of the 5,000 tokens of thinking asked for\nhint: --ctx 2048\n", result.err
+    )
+    assert "there was room" not in slm("run", model, "x", "--ctx", "1024").err
+
+
+def test_a_limit_for_a_model_that_does_not_think_is_told_once_and_no_error(slm: Slm) -> None:
+    result = slm("run", "tiny-direct", "What is 2 + 3?", "--think", "64")
+    assert result.code == 0
+    assert result.err.count("tiny-direct has no thinking of its own: --think 64 changes nothing\n") == 1
+    refused = slm("run", "tiny-direct", "What is 2 + 3?", "--think", "on")
+    assert (refused.code, "no thinking to switch on" in refused.err) == (2, True)
+
+
+def test_a_model_of_ones_own_thinks_and_is_told_things_as_its_entry_says(slm: Slm, slm_home: Path) -> None:
+    (slm_home / "config").mkdir()
+    entry = '[models.mine]\nbase = "tiny"\nthink = 8\nbridge = " Enough."\nadvises_against_system = true\n'
+    (slm_home / "config" / "models.toml").write_text(entry, encoding="utf-8")
+    result = slm("run", "mine", "What is 47 + 38?", "-s", "Add.", "-v", "--jsonl")
+    thinking = lines_of(result.out)[-1]["thinking"]
+    assert thinking.endswith(" Enough.\n")
+    assert "think:     8: up to 8 tokens\n" in result.err
+    assert "system:    at the head of the first prompt, for its makers advise against a system prompt\n" in result.err
+    assert "1 of them tags" not in result.err
+    assert re.search(r"eval count: +\d+ tokens \(thinking \d+, \d+ of them injected\)", result.err)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_output_that_can_not_be_written_is_said() -> None:
     with open("/dev/full", "wb") as full:

@@ -368,7 +368,7 @@ def test_the_verdict_is_of_what_thinks_more_against_what_thinks_less() -> None:
     (found,) = verdicts([*direct, *thinker])
     assert (found.reference, found.other_reference, found.pairs) == ("b", "a", 20)
     assert found.sentence == (
-        "what thinking bought b against a: +75 points (18 of 20 right against 3; 95 % interval +46 to +88);"
+        "what thinking bought b against a: +75 points (18 of 20 right against 3; 95 % interval +46 to +87);"
         " what it cost: +100 tokens and +2.00 s a problem"
     )
 

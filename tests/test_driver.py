@@ -25,6 +25,7 @@ from slm_local.generation import (
     ThinkDelta,
 )
 from slm_local.governor import NUDGE
+from slm_local.reasoning import derive_tags
 from tests.conftest import ScriptWriter
 from tests.contract.runners import Heard, ask
 from tests.governed import BRIDGE, CASES, END, OPEN, VARIED, Case
@@ -310,6 +311,21 @@ def test_the_splitters_rules_hold_under_a_budget(
 ) -> None:
     heard = hear(thinker(script(*({"text": text} for text in rows), END)), thought(think_tokens=4, think_s=60.0))
     assert (heard.reply.thinking, heard.reply.answer, heard.reply.cut) == (thinking, answer, "none")
+
+
+@pytest.mark.parametrize("mark", ["[THINK]", "<seed:think>", "<|channel|>analysis<|message|>"])
+def test_other_families_of_tags_are_governed_as_data(mark: str, script: ScriptWriter) -> None:
+    tags = derive_tags(mark, lambda _: False)
+    assert tags is not None
+    texts = (tags.open, "a", "b", tags.close + tags.answer_open)
+    path = script(*({"text": text} for text in texts), {"text": "Paris.", "end": "stop"})
+    driver = Driver(ScriptedBackend())
+    driver.load(load_settings_for("scripted", path, tags=tags), Control(), lambda _: None)
+    cut = hear(driver, thought(think_tokens=2)).reply
+    assert (cut.cut, cut.answer) == ("budget", "Paris.")
+    assert cut.thinking.startswith("ab Enough thinking, I answer now.")
+    free = hear(driver, thought(think_tokens=9)).reply
+    assert (free.cut, free.thinking, free.answer) == ("none", "ab", "Paris.")
 
 
 def test_raw_ids_are_not_governed(script: ScriptWriter) -> None:

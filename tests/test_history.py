@@ -25,6 +25,21 @@ HOSTILE = "\x1b]52;c;aGk=\x07\x9b31m[/bold]\u202e\ud800\x00"
 SHOWN = "␛]52;c;aGk=␇⟨U+009B⟩31m[/bold]⟨U+202E⟩⟨U+D800⟩␀"
 
 
+def on_terminal(*arguments: str, kind: str = "xterm", columns: int = 70) -> Any:
+    if os.name == "nt":
+        pytest.skip("pexpect needs a POSIX pseudo-terminal")
+    import pexpect
+
+    return pexpect.spawn(
+        sys.executable,
+        ["-m", "slm_local", "history", *arguments],
+        env=child_environment({"TERM": kind}),
+        timeout=30,
+        encoding="utf-8",
+        dimensions=(24, columns),
+    )
+
+
 @pytest.fixture
 def store() -> Iterator[Store]:
     with open_store(paths().data) as opened:
@@ -144,6 +159,19 @@ def test_everything_shown_is_made_visible(slm: Slm, store: Store) -> None:
         assert not set(out) & set("\x1b\x07\x9b\u202e\ud800\x00")
         assert "[/bold]" in out
     assert SHOWN in slm("history", "show").out or words[0] == "rm"
+
+
+def test_on_a_terminal_every_line_of_the_list_fits_and_no_escape_of_ours_is_made_visible(store: Store) -> None:
+    keep(store, ("中文 " * 60, "thought", "a"), ("p", "", "b"))
+    keep(store, ("long " * 60, "", "a"))
+    from slm_local.cli.render import DIM, RESET, columns_of
+
+    lines = on_terminal("list").read().splitlines()
+    assert all(columns_of(line.replace(DIM, "").replace(RESET, "")) <= 70 for line in lines)
+    assert [line.endswith("…") for line in lines] == [False, True, True]
+    shown = on_terminal("show", "1").read()
+    assert f"{DIM}thought{RESET}" in shown
+    assert "␛" not in shown
 
 
 # ---- search
@@ -310,25 +338,15 @@ def test_rm_leaves_a_chat_alone_while_an_answer_is_written(slm: Slm, kept: Store
 
 @pytest.mark.parametrize(("key", "code", "left"), [("y", 0, 0), ("n", 130, 7), ("\r", 130, 7), ("\x04", 130, 7)])
 def test_rm_asks_with_one_key_and_enter_keeps(store: Store, key: str, code: int, left: int) -> None:
-    if os.name == "nt":
-        pytest.skip("pexpect needs a POSIX pseudo-terminal")
-    import pexpect
-
     for number in range(7):
         keep(store, (f"prompt {number}", "", "a"))
-    child = pexpect.spawn(
-        sys.executable,
-        ["-m", "slm_local", "history", "rm", "--all"],
-        env=child_environment({"TERM": "dumb"}),
-        timeout=30,
-        encoding="utf-8",
-    )
+    child = on_terminal("rm", "--all", kind="dumb")
     child.expect_exact("chat 7 · 1 turn · prompt 6")
     child.expect_exact("… 2 more")
     child.expect_exact("remove them for good? y: yes, any other key: no ")
     child.send(key)
     child.expect_exact("nothing was removed" if left else "removed chat 1")
-    child.expect(pexpect.EOF)
+    child.read()
     child.wait()
     assert (child.exitstatus, len(store.chats())) == (code, left)
 

@@ -185,6 +185,13 @@ def test_a_turn_whose_process_died_is_interrupted_with_its_text_and_found(folder
         assert store.notices == ()
 
 
+def test_a_program_that_dies_is_noticed_by_one_that_goes_on(store: Store, folder: Path) -> None:
+    assert child(DIE_WHILE_WRITING, folder).returncode == 9
+    dead = store.chat(1).turns[1]
+    assert (dead.state, dead.answer) == ("interrupted", "half an ans")
+    store.remove(1)
+
+
 def test_a_turn_that_another_program_writes_is_left_alone(store: Store, folder: Path) -> None:
     chat = keep(store, ("p", "", "a"))
     turn = store.begin_turn(chat, "q", FACTS)

@@ -240,6 +240,10 @@ def prompt(
         (LEAVES, "auto", ThinkControl(), "user=Hi:", "unopened"),
         (LEAVES, "auto", None, "user=Hi:<think>\n", "open"),
         (LEAVES, "on", ThinkControl(), "user=Hi:<think>\n", "open"),
+        (LEAVES, "open", ThinkControl(), "user=Hi:<think>\n", "open"),
+        (OPENS, "open", ThinkControl(), "Hi:<think>\n", "open"),
+        (CLOSES_UNLESS_ON, "open", SWITCH, "Hi:<think>\n", "open"),
+        (ALWAYS_CLOSES, "open", SWITCH, "Hi:<think></think>", "closed"),
         (LEAVES, "off", ThinkControl(), "user=Hi:<think>\n\n</think>\n\n", "closed"),
         (LEAVES, "off", None, "user=Hi:<think>\n\n</think>\n\n", "closed"),
         (OPENS, "auto", None, "Hi:<think>\n", "open"),
@@ -286,8 +290,8 @@ def test_tags_that_stand_on_no_line_of_their_own_bring_no_line_breaks() -> None:
     assert texts(prompt(LEAVES, "off", tags=tags).runs) == ["user=Hi:[THINK][/THINK]"]
 
 
-@pytest.mark.parametrize("think", ["auto", "off"])
-def test_a_model_without_thinking_takes_off_and_auto(think: ThinkMode) -> None:
+@pytest.mark.parametrize("think", ["auto", "off", "open"])
+def test_a_model_without_thinking_takes_all_but_on(think: ThinkMode) -> None:
     result = prompt(LEAVES, think, ThinkControl(off_word="/no_think"), tags=None)
     assert texts(result.runs) == ["user=Hi:"]
     assert result.think_state == "closed"

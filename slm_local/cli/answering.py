@@ -140,8 +140,9 @@ class Teller:
             self.terminal.say("stopped", DIM)
             return
         think, context = engine.thinking(), engine.plan.context_tokens
-        endings = notes.endings(outcome.reply, think, context, engine.settings.max_tokens)
-        lowered = notes.lowered(outcome.started, think, context) if outcome.started and engine.spec.thinks else None
+        limit = engine.settings.max_tokens
+        endings = notes.endings(outcome.reply, think, context, limit)
+        lowered = notes.lowered(outcome.started, think, limit) if outcome.started and engine.spec.thinks else None
         outgrown = None if self.flags.quiet else notes.outgrown(engine.plan, outcome.reply)
         for note in (*([lowered] if lowered else []), *endings):
             self.terminal.say(note.text, YELLOW if note.is_warning else DIM)

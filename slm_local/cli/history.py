@@ -9,13 +9,22 @@ from typing import Annotated
 
 import typer
 
-from slm_local.cli.kept import FORMATS, HEAD, cells, exported, found_line, hit_object, json_text, row_object, show_chat
-from slm_local.cli.newfile import write_new
+from slm_local.cli.kept import (
+    FORMATS,
+    HEAD,
+    exported,
+    found_line,
+    hit_object,
+    json_text,
+    list_cells,
+    row_object,
+    show_chat,
+)
 from slm_local.cli.render import DIM, YELLOW, Terminal, can_ask
 from slm_local.errors import Interrupted, UsageError
 from slm_local.paths import paths
 from slm_local.sanitize import shell_word, visible
-from slm_local.store import Chat, ChatRow, Store, chat_object, has_store, open_store
+from slm_local.store import Chat, ChatRow, Store, chat_object, has_store, open_store, write_new
 
 SHOWN_AT_ONCE = 20
 REMOVALS_NAMED = 5
@@ -25,7 +34,9 @@ Json = Annotated[bool, typer.Option("--json", help="exact text and all facts, fo
 Limit = Annotated[
     int | None, typer.Option("-n", metavar="N", min=1, help=f"so many; {SHOWN_AT_ONCE} without it, all with --json")
 ]
-Thinking = Annotated[bool, typer.Option("--thinking/--no-thinking", help="with what the model thought, or without")]
+Thinking = Annotated[
+    bool, typer.Option("--thinking/--no-thinking", show_default=False, help="with its thoughts, or without")
+]
 
 
 def list_chats(context: typer.Context, limit: Limit = None, json: Json = False) -> int:
@@ -40,7 +51,7 @@ def list_chats(context: typer.Context, limit: Limit = None, json: Json = False) 
         terminal.write(json_text([row_object(row) for row in shown]) + "\n")
         return 0
     if shown:
-        terminal.table([cells(row, terminal) for row in shown], head=HEAD)
+        terminal.table(list_cells(shown, terminal), head=HEAD)
     else:
         terminal.say("nothing is kept yet", DIM)
     _say_more(terminal, len(rows) - len(shown), f"slm history list -n {len(rows)}")

@@ -43,12 +43,23 @@ def row_object(row: ChatRow) -> dict[str, Any]:
     }
 
 
-def cells(row: ChatRow, terminal: Terminal) -> list[str]:
-    """Return a line of the list in the columns of `HEAD`; on a terminal the title is cut where it must be."""
-    before = [str(row.id), when(row.updated_at), row.kind, str(row.turn_count), one_line(row.model, 40)]
-    taken = sum(map(columns_of, before)) + 2 * len(HEAD)
-    room = max(MIN_TITLE_COLUMNS, terminal.columns - taken) if terminal.out_is_terminal else 200
-    return [*before, one_line(row.title, room)]
+def list_cells(rows: Sequence[ChatRow], terminal: Terminal) -> list[list[str]]:
+    """Return the list in the columns of `HEAD`; on a terminal titles are cut where they must be."""
+    lines = [
+        [str(row.id), when(row.updated_at), row.kind, str(row.turn_count), one_line(row.model, 40)] for row in rows
+    ]
+    widths = [max(map(columns_of, column)) for column in zip(HEAD, *lines, strict=False)]
+    room = max(MIN_TITLE_COLUMNS, terminal.columns - sum(widths) - 2 * len(widths))
+    return [
+        [*line, _cut(one_line(row.title), room) if terminal.out_is_terminal else one_line(row.title)]
+        for line, row in zip(lines, rows, strict=True)
+    ]
+
+
+def _cut(text: str, columns: int) -> str:
+    while columns_of(text) > columns:
+        text = text.rstrip("…")[:-1] + "…"
+    return text
 
 
 def when(moment: datetime) -> str:
@@ -59,7 +70,7 @@ def when(moment: datetime) -> str:
 def show_chat(terminal: Terminal, chat: Chat, *, with_thinking: bool, with_undone: bool) -> int:
     """Write a chat to stdout; return how many turns, undone or answered anew, were left out."""
     shown = [turn for turn in chat.turns if with_undone or turn.state not in UNDONE]
-    terminal.line(terminal.paint(f"chat {chat.id} · {chat.kind} · {one_line(chat.model)}", DIM))
+    terminal.write(terminal.paint(f"chat {chat.id} · {chat.kind} · {one_line(chat.model)}", DIM) + "\n")
     if chat.system:
         _part(terminal, "system", chat.system)
     for turn in shown:

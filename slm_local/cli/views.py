@@ -138,7 +138,7 @@ class PlainView:
                 self._terminal.line(line)
         elif side and self._has_rules:
             self._terminal.line(rule(title, columns))
-        elif side == "thinking" and self._limit:
+        elif side == "thinking" and self._limit and self._terminal.err_is_terminal:
             self._terminal.say(self._limit, DIM)
 
     def _put(self, text: str) -> None:

@@ -14,6 +14,7 @@ from slm_local.store.export import (
     turn_object,
     utc,
 )
+from slm_local.store.newfile import write_new
 from slm_local.store.recorder import Record, Recorder
 from slm_local.store.store import Store, has_store, open_store
 from slm_local.store.values import (
@@ -55,4 +56,5 @@ __all__ = [
     "open_store",
     "turn_object",
     "utc",
+    "write_new",
 ]

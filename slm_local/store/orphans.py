@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from slm_local.store.rows import exact, kept
 
-
 CLOCK_STEP_S = 2.0
 """How far a clock may be set forward before a process is taken for a later one of the same number."""
 

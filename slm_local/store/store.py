@@ -15,7 +15,7 @@ from types import TracebackType
 from slm_local.errors import SlmError, UsageError
 from slm_local.generation import Reply
 from slm_local.store.opening import FILE, identity_of, is_broken, open_file, unusable
-from slm_local.store.orphans import holder_now, is_growing
+from slm_local.store.orphans import holder_now, is_growing, orphans, settle
 from slm_local.store.rows import chat_row_of, json_of, kept, now, settings_text, turn_of
 from slm_local.store.schema import has_words
 from slm_local.store.search import find
@@ -210,6 +210,8 @@ class Store:
     def chat(self, chat: int) -> Chat:
         """Return a chat with its turns. Errors: `UnknownChat`."""
         with self._reading() as connection:
+            if lost := orphans(connection):  # another program died since the opening
+                settle(connection, lost)
             row = connection.execute(f"{CHATS} WHERE chats.id = ? GROUP BY chats.id", (chat,)).fetchone()
             if row is None:
                 raise UnknownChat(chat)

@@ -14,6 +14,9 @@ from slm_local.tui.desk import Desk
 
 PATIENCE_S = 30.0
 
+NO_MODEL = "no-model-of-this-name"
+"""What a desk is opened with where no model is needed: the app says that there is none, and starts no process."""
+
 Scene = Callable[[Pilot[None]], Coroutine[None, None, None]]
 
 
@@ -23,7 +26,7 @@ def play(desk: Desk, scene: Scene, size: tuple[int, int] = (80, 24)) -> None:
     async def whole() -> None:
         app = DeskApp(desk)
         try:
-            async with app.run_test(size=size) as pilot:
+            async with app.run_test(size=size, notifications=True) as pilot:
                 await scene(pilot)
         finally:
             app.close()

@@ -49,8 +49,14 @@ async def opened(pilot: Pilot[None]) -> ChatScreen:
 async def asked(pilot: Pilot[None], screen: ChatScreen, prompt: str = "What is 47 + 38?") -> None:
     """Type a prompt and wait for the whole reply."""
     screen.entry.put(prompt)
-    await pilot.press("enter")
-    await until(pilot, lambda: screen.is_generating)
+    await answered(pilot, screen, "enter")
+
+
+async def answered(pilot: Pilot[None], screen: ChatScreen, key: str) -> None:
+    """Press a key that asks, and wait for the whole reply."""
+    before = screen.turns.last
+    await pilot.press(key)
+    await until(pilot, lambda: screen.turns.last is not before)
     await finished(pilot, screen)
 
 
@@ -148,9 +154,7 @@ def test_an_answer_is_written_anew_in_the_place_of_the_old_one(desk: Callable[..
         screen = await opened(pilot)
         await asked(pilot, screen)
         assert "It is 85." in screen.conversation.text
-        await pilot.press("ctrl+r")
-        await until(pilot, lambda: screen.is_generating)
-        await finished(pilot, screen)
+        await answered(pilot, screen, "ctrl+r")
         assert "Still 85." in screen.conversation.text
         assert "It is 85." not in screen.conversation.text
         assert len(screen.session.turns) == 1
@@ -197,9 +201,7 @@ def test_a_crash_of_the_worker_leaves_the_text_and_says_what_to_do(desk: Callabl
         assert "Ctrl+R asks again" in screen.conversation.text
         assert screen.thinking.text == "let me see"
         first = screen.session.engine.pid
-        await pilot.press("ctrl+r")
-        await until(pilot, lambda: screen.is_generating)
-        await finished(pilot, screen)
+        await answered(pilot, screen, "ctrl+r")
         assert screen.session.engine.pid != first, "a new child"
         await asked(pilot, screen, "and then?")
         assert "and then?" in screen.conversation.text

@@ -15,8 +15,7 @@ from slm_local.store import PlanFacts, Store, open_store
 from slm_local.tui.desk import Desk
 from slm_local.tui.screens.chats import ChatsScreen
 from slm_local.tui.screens.confirm import ConfirmScreen
-from tests.conftest import ScriptWriter
-from tests.tui.screens import play, shown, until
+from tests.tui.screens import NO_MODEL, play, shown, until
 
 FACTS = PlanFacts(model="m", backend="scripted", device="cpu", quant="", context_tokens=512, threads=1)
 
@@ -36,10 +35,8 @@ def store() -> Iterator[Store]:
 
 
 @pytest.fixture
-def desk(script: ScriptWriter, monkeypatch: pytest.MonkeyPatch, store: Store) -> Desk:
-    monkeypatch.setenv("SLM_SCRIPTED", "1")
-    reference = f"scripted:{script({'text': 'a', 'end': 'stop'})}"
-    return Desk(reference=reference, registry=load_registry(), store=store)
+def desk(store: Store) -> Desk:
+    return Desk(reference=NO_MODEL, registry=load_registry(), store=store)
 
 
 class Visit:

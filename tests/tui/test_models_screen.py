@@ -13,8 +13,7 @@ from slm_local.paths import paths
 from slm_local.registry import load_registry
 from slm_local.tui.desk import Desk
 from slm_local.tui.screens.models import ModelsScreen
-from tests.conftest import ScriptWriter
-from tests.tui.screens import play, shown, until
+from tests.tui.screens import NO_MODEL, play, shown, until
 
 
 class Visit:
@@ -39,9 +38,8 @@ class Visit:
 
 
 @pytest.fixture
-def desk(script: ScriptWriter, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setenv("SLM_SCRIPTED", "1")
-    return Desk(reference=f"scripted:{script({'text': 'a', 'end': 'stop'})}", registry=load_registry())
+def desk() -> Desk:
+    return Desk(reference=NO_MODEL, registry=load_registry())
 
 
 def test_models_that_are_here_come_first_with_size_fit_and_place(desk: Desk) -> None:

@@ -97,7 +97,7 @@ class ChatScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         """Lay out the panes above the entry."""
         thinking, conversation = ThinkingPane(id="thinking"), ConversationPane(id="conversation")
-        self._turns = Turns(thinking, conversation)
+        self.turns = Turns(thinking, conversation)
         with Container(id="panes"):
             yield thinking
             yield conversation
@@ -190,7 +190,7 @@ class ChatScreen(Screen[None]):
         try:
             if self._session is None:
                 self._session = ChatSession(engine, store=self._desk.store, chat=self._chat)
-                self._turns.show(self._session.turns)
+                self.turns.show(self._session.turns)
             else:
                 self._session.switch(engine)
         except SlmError as error:
@@ -240,7 +240,7 @@ class ChatScreen(Screen[None]):
 
     def _stream(self, prompt: str, events: Iterator[StreamEvent], control: Control) -> None:
         engine = self.session.engine
-        self._showing = self._turns.begin(prompt, time.perf_counter(), self._answer_begins)
+        self._showing = self.turns.begin(prompt, time.perf_counter(), self._answer_begins)
         if not engine.settings.hide_thinking and self.session.think.mode != "off":
             self._unfold(is_unfolded=True)
         self._holder.watch(control)
@@ -267,7 +267,7 @@ class ChatScreen(Screen[None]):
         self._exchange = None
         reply, error = exchange.outcome()
         is_kept = error is None and self.session.unanswered is None
-        self._turns.end(showing, reply, _in_app(error), is_kept=is_kept)
+        self.turns.end(showing, reply, _in_app(error), is_kept=is_kept)
         if is_kept:
             self._files.clear()
         if exchange.is_stopping:
@@ -348,17 +348,17 @@ class ChatScreen(Screen[None]):
         if session.unanswered is None and not session.turns:
             raise UsageError("there is no answer to write anew", hint="write something first")
         prompt = session.unanswered if session.unanswered is not None else session.turns[-1][0]
-        if len(self._turns):
-            self._turns.drop_last()
+        if len(self.turns):
+            self.turns.drop_last()
         control = Control()
         self._stream(prompt, session.regenerate(control), control)
 
     def action_undo(self) -> None:
         """Take back the last turn; its prompt can be edited and sent again."""
         session = self._idle_session()
-        if not len(self._turns):
+        if not len(self.turns):
             raise UsageError("there is no turn to take back")
-        turn = self._turns.drop_last()
+        turn = self.turns.drop_last()
         if turn.is_kept:
             session.undo()
         else:
@@ -368,7 +368,7 @@ class ChatScreen(Screen[None]):
 
     def action_copy_answer(self) -> None:
         """Copy the last answer, exactly as the model wrote it."""
-        self._copy(self._turns.last_answer, "the answer")
+        self._copy(self.turns.last_answer, "the answer")
 
     def action_copy_all(self) -> None:
         """Copy the whole conversation as Markdown, thinking in block quotes."""
@@ -396,7 +396,7 @@ class ChatScreen(Screen[None]):
     def action_turn(self, step: int) -> None:
         """Go to an earlier or later turn, and show its thinking."""
         if self._exchange is None:
-            self._turns.go(step)
+            self.turns.go(step)
 
     def action_end(self) -> None:
         """Go to the end of both panes and follow them."""
@@ -434,7 +434,7 @@ class ChatScreen(Screen[None]):
     def action_new(self) -> None:
         """Begin a new conversation with the same model."""
         self._idle_session().clear()
-        self._turns.show(())
+        self.turns.show(())
 
     def action_compare(self) -> None:
         """Put models beside each other; the open one gives its memory back until it is asked again."""
@@ -449,7 +449,7 @@ class ChatScreen(Screen[None]):
         """Remove the oldest turn, to make room in the context."""
         if not self._idle_session().drop():
             raise UsageError("there is no turn to drop")
-        self._turns.drop_oldest_kept()
+        self.turns.drop_oldest_kept()
 
     def set_live(self, key: str, value: str) -> None:
         """Change a setting that can be changed while a model is open. Errors: `UsageError`."""

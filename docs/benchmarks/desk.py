@@ -1,0 +1,247 @@
+"""Measure what the app costs the model and how soon it answers keys: python docs/benchmarks/desk.py --model GGUF
+
+On a real pseudo-terminal, read as fast as it is written to:
+
+1. decode: tokens per second of a reply that thinks and answers, the app drawing both panes, over those of the same
+   reply by `slm run --json` (same seed, same threads), A B A B, every pair's ratio. Once with a core free of model
+   threads, once with the defaults.
+2. keys: while a scripted model streams 300 tokens a second, the time from a key to its letter on the terminal.
+
+The model's thinking is opened by the prompt and ended after two thirds of the tokens. POSIX only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import platform
+import random
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from slm_local.paths import paths
+from slm_local.store import open_store
+
+REFERENCE = "runs-on"
+PROMPT = "Write a long story about a lighthouse keeper who finds a message in a bottle. Do not stop early."
+ENTRY = """[models.runs-on]
+base = "smollm2-135m-instruct"
+tags = {{ open = "<think>", close = "</think>", force_open = true }}
+variants = [{{ quant = "{quant}", repo = "here/SmolLM2-135M-Instruct-GGUF", file = "{file}" }}]
+"""
+ROWS, COLUMNS = 40, 120
+WAIT_S = 120.0
+POLL_S = 0.25
+STREAM_TPS = 300
+KEY_GAP_S = (0.05, 0.15)
+SOON_S = 0.1
+LETTERS = [chr(code) for code in range(0x100, 0x250) if chr(code).isalpha()]
+"""One column each, and none of them in what the script says."""
+CLEAR_EVERY = 40
+"""Letters typed before the line is emptied."""
+
+
+class App:
+    """`slm` on a pseudo-terminal; a thread reads what it draws."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.drawn = bytearray()
+        self.news = threading.Condition()
+        self._master, terminal = os.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "slm_local", *arguments],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            env={**os.environ, "TERM": "xterm-256color"},
+        )
+        os.close(terminal)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._master, 65536)
+            except OSError:  # Linux says EIO when nobody holds the other side
+                data = b""
+            with self.news:
+                self.drawn += data
+                self.news.notify_all()
+            if not data:
+                return
+
+    def type(self, keys: str) -> None:
+        """Send keys."""
+        os.write(self._master, keys.encode())
+
+    def seen(self, text: str, *, begin: int = 0) -> float:
+        """Wait until a text was drawn behind a place in the output; return when it was seen."""
+        wanted = text.encode()
+        until = time.monotonic() + WAIT_S
+        with self.news:
+            while wanted not in self.drawn[begin:]:
+                left = until - time.monotonic()
+                if left <= 0 or self._process.poll() is not None or not self.news.wait(left):
+                    sys.exit(f"{text!r} was not drawn; the end of what was:\n{bytes(self.drawn[-2000:])!r}")
+        return time.perf_counter()
+
+    def close(self) -> None:
+        """Leave the app, by force if it must be."""
+        if self._process.poll() is None:
+            self.type("\x11")
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._reader.join()
+        os.close(self._master)
+
+
+@contextmanager
+def app(*arguments: str) -> Iterator[App]:
+    """Open the app on a loaded model."""
+    made = App("chat", *arguments)
+    try:
+        made.seen("idle")
+        yield made
+    finally:
+        made.close()
+
+
+def flags(tokens: int, seed: int, threads: int | None) -> list[str]:
+    """Return the flags that make a reply the same wherever it is asked for."""
+    fixed = ["--think", str(tokens * 2 // 3), "-n", str(tokens), "--temp", "1", "--seed", str(seed), "--offline"]
+    return [*fixed, "--no-loop-guard", *(() if threads is None else ("--threads", str(threads)))]
+
+
+def headless(given: Sequence[str]) -> tuple[int, float]:
+    """Return the tokens of a reply without the app, and its tokens per second."""
+    command = [sys.executable, "-m", "slm_local", "run", REFERENCE, PROMPT, "--json", "--no-log", *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    reply = json.loads(done.stdout)
+    return reply["usage"]["think_tokens"] + reply["usage"]["answer_tokens"], reply["timings"]["decode_tps"]
+
+
+def drawing(given: Sequence[str]) -> tuple[int, float]:
+    """Return the same of a reply that the app draws; it is read from the history that the app keeps."""
+    with app(REFERENCE, *given) as shown:
+        shown.type(PROMPT + "\r")
+        until = time.monotonic() + WAIT_S
+        with open_store(paths().data) as store:
+            known = store.newest()
+            while time.monotonic() < until:
+                time.sleep(POLL_S)
+                newest = store.newest()
+                turn = store.chat(newest).turns[-1] if newest is not None else None
+                if turn is not None and turn.finish is not None and turn.chat != known:
+                    return (turn.usage.think_tokens or 0) + (turn.usage.answer_tokens or 0), turn.timings.decode_tps
+    sys.exit("the app's reply did not end")
+
+
+def decode(label: str, threads: int | None, pairs: int, tokens: int, engine: str) -> list[float]:
+    """Run A B A B, print every pair, return the ratios."""
+    ratios: list[float] = []
+    for seed in range(1, 20 * pairs):
+        if len(ratios) == pairs:
+            break
+        given = [*flags(tokens, seed, threads), "--backend", engine]
+        made, alone = headless(given)
+        if made < tokens * 4 // 5:
+            continue  # it had no more to say
+        drawn, shown = drawing(given)
+        if drawn != made:
+            sys.exit(f"seed {seed}: {made} tokens without the app and {drawn} with it")
+        ratios.append(shown / alone)
+        print(
+            f"  {label} pair {len(ratios)}: headless {alone:6.1f}  app {shown:6.1f} tokens/s"
+            f"  ratio {ratios[-1]:.3f}  ({made} tokens)",
+            flush=True,
+        )
+    return ratios
+
+
+def key_delays(folder: Path, keys: int) -> list[float]:
+    """Type while a script streams; return the seconds from each key to its letter on the terminal."""
+    half = int(STREAM_TPS * (keys * sum(KEY_GAP_S) / 2 + 10)) // 2
+    word = {"text": "word{n} ", "delay": 1 / STREAM_TPS, "times": half}
+    rows = [{"text": "<think>"}, word, {"text": "</think>"}, word, {"end": "stop"}]
+    script = folder / "stream.jsonl"
+    script.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    delays: list[float] = []
+    rng = random.Random(1)
+    with app(f"scripted:{script}", "--think", "max", "--ctx", str(4 * half), "--no-loop-guard") as shown:
+        shown.type("go\r")
+        shown.seen("word30")
+        for number in range(keys):
+            if number % CLEAR_EVERY == CLEAR_EVERY - 1:
+                shown.type("\x15")
+            time.sleep(rng.uniform(*KEY_GAP_S))
+            letter = LETTERS[number]
+            begin, begun = len(shown.drawn), time.perf_counter()
+            shown.type(letter)
+            delays.append(shown.seen(letter, begin=begin) - begun)
+        if b"idle" in shown.drawn[-20_000:]:
+            sys.exit("the stream ended before the last key")
+    return delays
+
+
+def make_home(home: Path, model: Path) -> None:
+    """Make a home whose registry has the model with tags of thinking."""
+    os.environ |= {"SLM_HOME": str(home), "SLM_SCRIPTED": "1"}
+    (home / "config").mkdir(parents=True)
+    (home / "models").mkdir()
+    shutil.copyfile(model, home / "models" / model.name)
+    entry = ENTRY.format(quant=model.stem.rpartition(".")[2], file=model.name)
+    (home / "config" / "models.toml").write_text(entry, encoding="utf-8")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, type=Path, help="SmolLM2-135M-Instruct as NAME.QUANT.gguf")
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--tokens", type=int, default=240)
+    parser.add_argument("--keys", type=int, default=150, help=f"at most {len(LETTERS)}")
+    parser.add_argument("--engine", default="llamacpp", choices=["llamacpp", "openvino"])
+    given = parser.parse_args()
+    cores = os.cpu_count() or 1
+    print(f"{platform.processor() or platform.machine()}, {cores} CPUs, load {os.getloadavg()[0]:.2f}")
+    result: dict[str, object] = {"model": given.model.name, "engine": given.engine, "cores": cores}
+    with tempfile.TemporaryDirectory() as folder:
+        make_home(Path(folder) / "home", given.model)
+        for label, threads in (("one_core_free", max(1, cores - 1)), ("defaults", None)):
+            ratios = decode(label, threads, given.pairs, given.tokens, given.engine)
+            if ratios:
+                result[label] = {"threads": threads, "ratios": ratios, "median": statistics.median(ratios)}
+                print(f"{label}: median {statistics.median(ratios):.3f} of {len(ratios)} pairs")
+        delays = sorted(key_delays(Path(folder), min(given.keys, len(LETTERS)))) if given.keys else []
+        if delays:
+            found = {
+                "count": len(delays),
+                "within_100_ms": sum(delay <= SOON_S for delay in delays) / len(delays),
+                "median_ms": 1e3 * statistics.median(delays),
+                "p95_ms": 1e3 * delays[len(delays) * 95 // 100],
+                "worst_ms": 1e3 * delays[-1],
+            }
+            result["keys"] = found
+            print(f"keys under {STREAM_TPS} tokens/s:", ", ".join(f"{key} {value:.4g}" for key, value in found.items()))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
