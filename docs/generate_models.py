@@ -25,6 +25,8 @@ A name of your own, or another default for one of these, goes into `models.toml`
 base = "r1-8b"
 system = "Give the final answer in \\\\boxed{}."
 sampling = { temperature = 0.5 }
+think = "5m"              # as --think takes it; what is asked on the command line comes first
+bridge = " Time is up."   # what is put before the closing tag when thinking is ended for it: keep it short
 
 [models."qwen3-4b"]
 sampling = { top_k = 40 }
@@ -96,6 +98,8 @@ def _model(spec: ModelSpec) -> str:
         facts.append(f"with thinking off: {_sampling(spec.sampling_no_think)}")
     if spec.tags:
         facts.append(f"thinks between `{spec.tags.open}` and `{spec.tags.close}`{_control(spec)}")
+    if spec.advises_against_system:
+        facts.append("a system prompt is put at the head of the first prompt, for its makers advise against one")
     rows = [[each.kind, each.quant, _size(each), _place(each), (each.sha256 or "")[:12]] for each in spec.variants]
     notes = "".join(f"\n- {note}" for note in spec.notes)
     table = _table(["kind", "quantization", "size", "where", "sha256"], rows)

@@ -8,9 +8,15 @@ never raises: what can't be read is another answer.
 from __future__ import annotations
 
 import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from math import prod
+from types import FrameType
 
 TAIL_CHARS = 20_000
 """Only so much of a text's end is looked at: an answer stands at the end, and every search here is linear in this."""
@@ -23,6 +29,10 @@ MAX_SYMBOLIC_POWER = 20
 there are letters, whose powers are multiplied out) is compared as text, and so is what `NEVER_COMPUTED` names.
 The library that computes values has no limit of its own but signals, which other threads can't use: sympy would compute
 9^9^9^9 until memory ends."""
+
+MAX_COMPUTING_S = 10.0
+"""Most processor time of one comparison, looking at the clock included, which takes four fifths of it. The limits above
+are there for what can't be interrupted: a single huge number."""
 
 NEVER_COMPUTED = re.compile(
     r"\\(?:i*nt|oint|sum|prod|lim|binom|d?frac\s*\{\s*d\b)|exp.*exp|(?:sin|cos|tan)h|!.*!|\d{4,}\s*!|[)}\]]\s*!"
@@ -194,7 +204,7 @@ def _ways_to_read(answer: str, wanted: str) -> list[str]:
     numbers = list(NUMBER.finditer(answer.translate(SIGNS)))
     if numbers and _quantity(wanted) is not None and not MATH.search(answer.rpartition("=")[2]):
         ways.append(numbers[-1].group())
-    return ways
+    return list(dict.fromkeys(ways))
 
 
 def _choice(text: str) -> str | None:
@@ -250,9 +260,13 @@ def _quantity(text: str) -> _Quantity | None:
     digits = _with_digits(rest)
     mixed, number = MIXED.match(digits), NUMBER.match(digits)
     match = mixed or number
-    units = _units((money + " " + digits[match.end() :]) if match else "")
-    if match is None or units is None:
-        return _Quantity(text, None, False, frozenset()) if MATH.search(text) and re.search(r"[\d\\]", text) else None
+    behind = digits[match.end() :] if match else ""
+    units, is_variable = _units(f"{money} {behind}"), len(behind) == 1 and behind.isalpha() and not _is_unit(behind)
+    if match is None or units is None or is_variable:
+        is_expression = is_variable or (
+            MATH.search(text) and (re.search(r"[\d\\]", text) or not re.search(r"[^\W\d_]{2}", text))
+        )
+        return _Quantity(text, None, False, frozenset()) if is_expression else None
     value = _mixed_value(mixed) if mixed else _plain_value(match.group())
     if value is None:
         return None
@@ -330,18 +344,59 @@ def _same_in_base_units(expected: _Quantity, given: _Quantity) -> bool:
 
 def _same_by_library(expected: str, given: str) -> bool:
     """Compare two expressions with math-verify, within the limits that keep it from computing for ever."""
-    if not _is_bounded(expected) or not _is_bounded(given):
-        return "".join(expected.split()) == "".join(given.split())
+    is_same_text = "".join(expected.split()) == "".join(given.split())
+    if is_same_text or not _is_bounded(expected) or not _is_bounded(given):
+        return is_same_text
+    compute = _library()
+    try:
+        with _deadline(MAX_COMPUTING_S):
+            return compute(_as_latex(expected), _as_latex(given))
+    except (_TookTooLong, Exception):  # other people's parser, fed what a model wrote: what it can't read is no answer
+        return False
+
+
+@cache
+def _library() -> Callable[[str, str], bool]:
+    """Load math-verify; its first comparison builds its tables, for longer than most others take, so that is made here.
+
+    Its own time limits are signals, which other threads can't use, and it warns when they are off.
+    """
     import logging
 
     from math_verify import parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+
+    def compute(expected: str, given: str) -> bool:
+        first, second = parse(expected, parsing_timeout=None), parse(given, parsing_timeout=None)
+        return bool(verify(first, second, timeout_seconds=None))
+
+    compute("$x^2-1$", "$(x-1)(x+1)$")
+    return compute
+
+
+class _TookTooLong(BaseException):
+    """A computation took longer than it may; no `Exception`, for the library catches those and goes on."""
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise `_TookTooLong` in this thread's next call of a function once it has computed for so many seconds.
+
+    Unlike a signal it works in every thread and on every system; it is looked at whenever Python calls a function.
+    """
+    end = time.thread_time() + seconds
+
+    def look(frame: FrameType, event: str, argument: object) -> None:
+        if time.thread_time() > end:
+            raise _TookTooLong
+
+    before = sys.gettrace()
+    sys.settrace(look)
     try:
-        values = [parse(_as_latex(each), parsing_timeout=None) for each in (expected, given)]
-        return bool(verify(values[0], values[1], timeout_seconds=None))
-    except Exception:  # a parser of other people's making, fed what a model wrote: what it can't read is not the same
-        return False
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _is_bounded(text: str) -> bool:

@@ -279,7 +279,7 @@ class Started:
     context_tokens: int
     think_state: ThinkState
     think_tokens: int | None = None
-    """Most tokens of thinking after what prompt and answer leave of the context; None where nothing limits them."""
+    """Most tokens of thinking that the request's limits and the room for it allow; None: nothing bounds it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ MOST_S = 24 * 3600.0
 
 SENTENCE = "takes off, on, auto, low, medium, high, max, a number of tokens such as 256, or a time such as 30s or 5m"
 
-TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
+TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 
 
 def read_thinking(value: object) -> Thinking:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slm_local import answers
 from slm_local.answers import TAIL_CHARS, final_answer, is_right, same_answer
 
 FOUND = (
@@ -79,6 +80,7 @@ SAME = (
     ("the cat", "cat"),
     ("Paris", "paris"),
     ("x = 3", "3"),
+    ("x + x", "2x"),
     ("1{,}234", "1234"),
 )
 
@@ -101,6 +103,7 @@ OTHER = (
     ("3 kg", "3 m"),
     ("12 apples", "12 pears"),
     ("x^2", "x_2"),
+    ("2x", "2"),
     ("x + 1", "x - 1"),
     ("\\frac{1}{2}", "\\frac{1}{3}"),
     ("three pounds of air", "two pounds of bricks"),
@@ -201,6 +204,16 @@ def test_no_text_raises_and_an_answer_is_the_same_as_itself(first: str, second: 
 def test_nothing_that_looks_like_mathematics_raises(text: str) -> None:
     same_answer("12", text)
     same_answer(text, text)
+
+
+def test_what_computes_for_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "\\sqrt{\\arcsin(\\frac{x+\\sqrt{y^{2}+x}}{\\tan(x+y)})+|\\log(xy+\\pi)|}"
+    assert same_answer("x+x", "2x")
+    before = sys.gettrace()
+    monkeypatch.setattr(answers, "MAX_COMPUTING_S", 0.0)
+    assert not same_answer("x+x", "2x")
+    assert not same_answer(slow, "\\cos(x)")
+    assert sys.gettrace() is before
 
 
 def test_only_the_end_of_a_long_text_is_searched() -> None:

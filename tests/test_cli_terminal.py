@@ -104,10 +104,8 @@ def test_the_embedded_model_is_shown_at_a_pace_and_says_so(spawn: Spawn) -> None
     assert "shown at 60 tokens/s" in text
 
 
-def test_without_a_prompt_a_terminal_gets_a_chat_with_history(
-    spawn: Spawn, script: ScriptWriter, slm_home: Path
-) -> None:
-    child = spawn("run", f"scripted:{script(*THINK_THEN_ANSWER)}")
+def test_a_chat_line_by_line_keeps_what_was_typed(spawn: Spawn, script: ScriptWriter, slm_home: Path) -> None:
+    child = spawn("chat", f"scripted:{script(*THINK_THEN_ANSWER)}", "--plain")
     child.expect_exact(">>> ")
     child.sendline("What is 47 + 38?")
     child.expect_exact("85")
@@ -137,7 +135,7 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(spawn: Spawn, script: Scrip
 
 
 def test_a_chat_without_a_model_offers_three_and_the_embedded_one_last(spawn: Spawn) -> None:
-    child = spawn("chat")
+    child = spawn("chat", "--plain")
     child.expect_exact("a number, or any model by its name: ")
     offers = [line for line in text_of(child.before).splitlines() if re.match(r"  \d  ", line)]
     assert len(offers) <= 4

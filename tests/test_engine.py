@@ -134,6 +134,20 @@ def test_only_a_person_without_patience_limits_what_nobody_limited(script: Scrip
     assert engine.request("hi").think_tokens is None
 
 
+def test_where_no_speed_was_foretold_a_long_reply_tells_it(script: ScriptWriter) -> None:
+    rows = (
+        {"text": "a {n} ", "ids": [1], "times": 20},
+        {"end": "stop"},
+        {"text": "b {n} ", "times": 90},
+        {"end": "stop"},
+    )
+    with open_model(f"scripted:{script(*rows)}@no-think,loop-guard=false") as engine:
+        engine.reply("hi")
+        assert engine.plan.expected_decode_tps is None
+        engine.reply("hi")
+        assert engine.plan.expected_decode_tps
+
+
 def test_the_bridge_is_the_users_else_the_models(script: ScriptWriter) -> None:
     chosen = choose(f"scripted:{script({'end': 'stop'})}@bridge= So:")
     own = replace(chosen.plans[0], spec=replace(chosen.spec, bridge=" Enough."))

@@ -170,6 +170,19 @@ def test_an_injection_reads_only_what_is_new(endless: OpenVinoBackend) -> None:
     endless.remove(handle)
 
 
+def test_after_an_injection_only_the_penalty_of_repetition_knows_what_was_thought(backend: OpenVinoBackend) -> None:
+    def after(sampling: Sampling) -> list[int]:
+        handle = backend.add(Prompt(ids=tuple(whole)), sampling)
+        backend.inject(handle, BRIDGE)
+        found = [piece for piece in pieces(backend, handle, 30) if not piece.injected]
+        return ids(found[:1])
+
+    whole = backend._words.tokenize(QUESTION + "The answer is The answer is", parse_control=True)
+    greedy = after(Sampling())
+    assert after(Sampling(presence_penalty=2.0, frequency_penalty=2.0)) == greedy
+    assert after(Sampling(repeat_penalty=9.0)) != greedy
+
+
 def test_an_unfinished_character_before_an_injection_is_shown_as_one_replacement(backend: OpenVinoBackend) -> None:
     handle = backend.add(text_prompt(QUESTION), Sampling())
     backend.step(Control())

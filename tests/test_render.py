@@ -15,8 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from slm_local.markdown.blocks import Block, BlockSplitter
-from slm_local.markdown.rendering import rendered
 from slm_local.cli.panels import PanelView
 from slm_local.cli.render import Terminal, columns_of, rule
 from slm_local.cli.stream import Outcome, play
@@ -34,6 +32,8 @@ from slm_local.generation import (
     Timings,
     Usage,
 )
+from slm_local.markdown.blocks import Block, BlockSplitter
+from slm_local.markdown.rendering import rendered
 from slm_local.pump import Pacer
 
 MARKDOWN = r"""# Title

@@ -31,6 +31,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from slm_local.paths import paths
 from slm_local.store import open_store
 
@@ -100,6 +102,12 @@ class App:
                     sys.exit(f"{text!r} was not drawn; the end of what was:\n{bytes(self.drawn[-2000:])!r}")
         return time.perf_counter()
 
+    @property
+    def computed_s(self) -> float:
+        """Return the seconds that the app's own process computed."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def close(self) -> None:
         """Leave the app, by force if it must be."""
         if self._process.poll() is None:
@@ -137,9 +145,13 @@ def headless(given: Sequence[str]) -> tuple[int, float]:
     return reply["usage"]["think_tokens"] + reply["usage"]["answer_tokens"], reply["timings"]["decode_tps"]
 
 
-def drawing(given: Sequence[str]) -> tuple[int, float]:
-    """Return the same of a reply that the app draws; it is read from the history that the app keeps."""
+def drawing(given: Sequence[str]) -> tuple[int, float, float]:
+    """Return the same of a reply that the app draws, and the share of a core that the app's process took meanwhile.
+
+    Tokens and times are read from the history that the app keeps.
+    """
     with app(REFERENCE, *given) as shown:
+        before_s = shown.computed_s
         shown.type(PROMPT + "\r")
         until = time.monotonic() + WAIT_S
         with open_store(paths().data) as store:
@@ -149,13 +161,16 @@ def drawing(given: Sequence[str]) -> tuple[int, float]:
                 newest = store.newest()
                 turn = store.chat(newest).turns[-1] if newest is not None else None
                 if turn is not None and turn.finish is not None and turn.chat != known:
-                    return (turn.usage.think_tokens or 0) + (turn.usage.answer_tokens or 0), turn.timings.decode_tps
+                    spent_s = turn.timings.first_token_s + turn.timings.decode_s
+                    made = (turn.usage.think_tokens or 0) + (turn.usage.answer_tokens or 0)
+                    return made, turn.timings.decode_tps, (shown.computed_s - before_s) / spent_s
     sys.exit("the app's reply did not end")
 
 
-def decode(label: str, threads: int | None, pairs: int, tokens: int, engine: str) -> list[float]:
-    """Run A B A B, print every pair, return the ratios."""
+def decode(label: str, threads: int | None, pairs: int, tokens: int, engine: str) -> tuple[list[float], list[float]]:
+    """Run A B A B, print every pair, return the ratios and the app's shares of a core."""
     ratios: list[float] = []
+    shares: list[float] = []
     for seed in range(1, 20 * pairs):
         if len(ratios) == pairs:
             break
@@ -163,16 +178,17 @@ def decode(label: str, threads: int | None, pairs: int, tokens: int, engine: str
         made, alone = headless(given)
         if made < tokens * 4 // 5:
             continue  # it had no more to say
-        drawn, shown = drawing(given)
+        drawn, shown, share = drawing(given)
         if drawn != made:
             sys.exit(f"seed {seed}: {made} tokens without the app and {drawn} with it")
         ratios.append(shown / alone)
+        shares.append(share)
         print(
             f"  {label} pair {len(ratios)}: headless {alone:6.1f}  app {shown:6.1f} tokens/s"
-            f"  ratio {ratios[-1]:.3f}  ({made} tokens)",
+            f"  ratio {ratios[-1]:.3f}  ({made} tokens; the app computes {share:.1%} of the time)",
             flush=True,
         )
-    return ratios
+    return ratios, shares
 
 
 def key_delays(folder: Path, keys: int) -> list[float]:
@@ -225,9 +241,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_home(Path(folder) / "home", given.model)
         for label, threads in (("one_core_free", max(1, cores - 1)), ("defaults", None)):
-            ratios = decode(label, threads, given.pairs, given.tokens, given.engine)
+            ratios, shares = decode(label, threads, given.pairs, given.tokens, given.engine)
             if ratios:
-                result[label] = {"threads": threads, "ratios": ratios, "median": statistics.median(ratios)}
+                medians = {"median": statistics.median(ratios), "app_share_of_a_core": statistics.median(shares)}
+                result[label] = {"threads": threads, "ratios": ratios, **medians}
                 print(f"{label}: median {statistics.median(ratios):.3f} of {len(ratios)} pairs")
         delays = sorted(key_delays(Path(folder), min(given.keys, len(LETTERS)))) if given.keys else []
         if delays:

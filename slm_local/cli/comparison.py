@@ -11,7 +11,7 @@ from slm_local.cli import lanes
 from slm_local.cli.answering import EMBEDDED_PACE, Teller
 from slm_local.cli.fetching import confirm
 from slm_local.cli.options import Flags
-from slm_local.cli.render import DIM, RED, YELLOW, Terminal, rule
+from slm_local.cli.render import DIM, RED, YELLOW, Terminal
 from slm_local.cli.stream import View, noted_presses, play
 from slm_local.cli.views import PlainView, Subject
 from slm_local.compare import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question, compare, draw_seed, verdicts
@@ -19,8 +19,9 @@ from slm_local.config import Settings
 from slm_local.engine import Offer
 from slm_local.errors import Interrupted
 from slm_local.forecast import machine_line
-from slm_local.generation import Control, StreamEvent, Thinking
+from slm_local.generation import Control, Reply, StreamEvent, Thinking
 from slm_local.hardware import probe
+from slm_local.model import Plan
 from slm_local.registry import Registry
 from slm_local.system import can_type_lines
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from slm_local.store import Store
 
 Form = Literal["text", "json", "md"]
-
-PIPE_RULE_COLUMNS = 60
-"""Of the line that names a lane on a pipe."""
 
 TOLD_SHARE = 0.1
 """Where nothing can be shown in passing, a line is written each time so much of a download has come."""
@@ -55,6 +53,7 @@ class Comparison:
     """Events of lanes that run at once, until each is whole."""
     _told_share: dict[int, float] = field(default_factory=dict)
     _told_failure: set[int] = field(default_factory=set)
+    _is_pace_told: bool = False
 
     def run(self) -> int:
         """Do it and return the exit code. Errors: those that `compare` raises, `Interrupted`."""
@@ -155,7 +154,7 @@ class Comparison:
 
             return PanelView(self.terminal, reference, shows_thinking=shows_thinking, is_quiet=self.flags.quiet)
         if not self.terminal.out_is_terminal or self.flags.quiet:
-            self.terminal.line(rule(reference, PIPE_RULE_COLUMNS))
+            self.terminal.line(f"── {reference} ──")
         subject = Subject(model=reference, prompt=self.questions[0].prompt)
         return PlainView(self.terminal, subject, shows_thinking=shows_thinking, is_quiet=self.flags.quiet)
 
@@ -169,7 +168,12 @@ class Comparison:
         spec = self.registry.resolve(self.references[lane]).spec
         is_watched = self.terminal.out_is_terminal and not self.is_parallel and not self.control.cancelled
         default = EMBEDDED_PACE if spec is not None and spec.embedded and is_watched else None
-        return self.flags.tokens_per_s(default)
+        pace = self.flags.tokens_per_s(default)
+        if pace is not None and self.flags.pace is None and not self.flags.quiet and not self._is_pace_told:
+            self._is_pace_told = True
+            told = f"shown at {pace:.0f} tokens/s, to be watched, measured as they come · --pace 0: as they come"
+            self.terminal.say(told, DIM)
+        return pace
 
     def _add(self, result: LaneResult) -> None:
         """Take the result of a reply that was not shown as it came."""
@@ -206,6 +210,15 @@ class Comparison:
             self.terminal.say(f"{result.reference}: {note.text}", YELLOW if note.is_warning else DIM)
             if note.hint:
                 self.terminal.hint(note.hint)
+        if self.flags.verbose:
+            self._say_details(result.plan, result.reply)
+
+    def _say_details(self, plan: Plan, reply: Reply) -> None:
+        """Say how a lane ran and how long each part of it took."""
+        threads = f"{plan.threads} thread{'s' * (plan.threads != 1)}"
+        head = f"{plan.spec.id} {plan.variant.quant} · {plan.backend} on {plan.device} · {threads}"
+        for line in (f"{head} · context {plan.context_tokens:,}", *plan.reasons, *notes.timing_lines(reply)):
+            self.terminal.say(line, DIM)
 
     def _say_failure(self, result: LaneResult) -> None:
         """Say what went wrong in a lane, once."""
@@ -218,16 +231,19 @@ class Comparison:
             self.terminal.hint(result.error.hint)
 
     def _show_status(self, status: LaneStatus) -> None:
+        """Show what a lane does in passing; where nothing can be passed over, now and then in a line."""
         text = f"{self.references[status.lane]}: {status.text}"
         if self.flags.quiet:
             return
-        if self.terminal.err_is_rich and "unloaded" not in status.text:
+        if status.is_remark:
+            self.terminal.say(text, DIM)
+        elif self.terminal.err_is_rich:
             self.terminal.status(text if status.fraction is None else f"{text} {status.fraction:.0%}")
         elif status.fraction is not None:
             if status.fraction >= self._told_share.get(status.lane, 0.0) + TOLD_SHARE:
                 self._told_share[status.lane] = status.fraction
                 self.terminal.say(f"{text} {status.fraction:.0%}", DIM)
-        elif status.text.startswith(("starting", "compiling")) or "unloaded" in status.text:
+        elif status.text.startswith(("starting", "compiling")):
             self.terminal.say(text, DIM)
 
     def _confirm(self, offer: Offer) -> None:

@@ -25,7 +25,8 @@ from slm_local.store import (
 HEAD = ("id", "when", "kind", "turns", "model", "title")
 FORMATS = ("md", "json", "jsonl")
 
-MIN_TITLE_COLUMNS = 24
+MIN_TITLE_COLUMNS = 12
+MODEL_COLUMNS = 24
 MAX_RULE_COLUMNS = 100
 UNDONE = ("undone", "replaced")
 
@@ -44,16 +45,17 @@ def row_object(row: ChatRow) -> dict[str, Any]:
 
 
 def list_cells(rows: Sequence[ChatRow], terminal: Terminal) -> list[list[str]]:
-    """Return the list in the columns of `HEAD`; on a terminal titles are cut where they must be."""
+    """Return the list in the columns of `HEAD`; on a terminal models and titles are cut where they must be."""
+    is_cut = terminal.out_is_terminal
+    models = [_cut(one_line(row.model), MODEL_COLUMNS) if is_cut else one_line(row.model) for row in rows]
     lines = [
-        [str(row.id), when(row.updated_at), row.kind, str(row.turn_count), one_line(row.model, 40)] for row in rows
+        [str(row.id), when(row.updated_at), row.kind, str(row.turn_count), model]
+        for row, model in zip(rows, models, strict=True)
     ]
-    widths = [max(map(columns_of, column)) for column in zip(HEAD, *lines, strict=False)]
+    widths = [max(map(columns_of, column)) for column in zip(HEAD[:-1], *lines, strict=True)]
     room = max(MIN_TITLE_COLUMNS, terminal.columns - sum(widths) - 2 * len(widths))
-    return [
-        [*line, _cut(one_line(row.title), room) if terminal.out_is_terminal else one_line(row.title)]
-        for line, row in zip(lines, rows, strict=True)
-    ]
+    titles = [_cut(one_line(row.title), room) if is_cut else one_line(row.title) for row in rows]
+    return [[*line, title] for line, title in zip(lines, titles, strict=True)]
 
 
 def _cut(text: str, columns: int) -> str:

@@ -18,6 +18,9 @@ Rows = list[list[str]]
 GAP = 2
 """Blanks between two columns of `Terminal.table`."""
 
+TELLING_DECODE_S = 0.05
+"""Tokens that all came within less tell how the system shared out its time, not how fast the model is."""
+
 NONE = "-"
 MARKED = "*"
 
@@ -53,7 +56,7 @@ def measures(results: Sequence[LaneResult]) -> Rows:
         ("thinking", _thinking),
         ("first answer", lambda each: _seconds(each.reply.timings.first_answer_s)),
         ("total", lambda each: _seconds(each.total_s)),
-        ("tokens/s", lambda each: _rate(each.reply.timings.decode_tps)),
+        ("tokens/s", lambda each: _rate(_decode_tps([each]))),
         ("peak memory", lambda each: gigabytes(each.peak_rss_bytes) if each.peak_rss_bytes else NONE),
         ("energy", lambda each: _joules(each.joules)),
         ("finish", lambda each: each.reply.finish),
@@ -170,10 +173,13 @@ def _width(rows: Rows) -> int:
 
 
 def _decode_tps(results: Sequence[LaneResult]) -> float:
-    """Return the speed of all tokens after each reply's first: a mean of speeds would be that of the short replies."""
+    """Return the speed of all tokens after each reply's first, 0 where they came too fast to tell.
+
+    A mean of speeds would be that of the short replies.
+    """
     timings = [each.reply.timings for each in results]
     decode_s = sum(each.decode_s for each in timings)
-    return sum(each.decode_tps * each.decode_s for each in timings) / decode_s if decode_s else 0.0
+    return sum(each.decode_tps * each.decode_s for each in timings) / decode_s if decode_s >= TELLING_DECODE_S else 0.0
 
 
 def _mean(results: Sequence[LaneResult], value: Callable[[LaneResult], float], written: Callable[[float], str]) -> str:

@@ -63,7 +63,10 @@ class Conductor:
             if self._is_cancelled():
                 break
             self._status(number, "opening")
-            self._lanes.append(prepare(number, reference, settings[number], wishes.seed, wishes.registry))
+            lane = prepare(number, reference, settings[number], wishes.seed, wishes.registry)
+            for note in lane.choice.notes if lane.choice is not None else ():
+                self._status(number, note, is_remark=True)
+            self._lanes.append(lane)
         groups = grouped(self._lanes)
         try:
             self._run_groups(groups)
@@ -164,7 +167,8 @@ class Conductor:
         names = before.lanes[0].reference, after.lanes[0].reference
         total, usable = needed_together([before, after])
         why = "" if total is None else f": both need {gigabytes(total)}, {gigabytes(usable)} can be used"
-        self._status(after.lanes[0].number, f"{names[0]} was unloaded before {names[1]} is loaded{why}")
+        told = f"{names[0]} was unloaded before {names[1]} is loaded{why}"
+        self._status(after.lanes[0].number, told, is_remark=True)
 
     def _answer(self, group: Group, lane: Lane, prompt: int, *, is_parallel: bool = False) -> None:
         """Have a lane answer a prompt and tell what came of it; does nothing once all is cancelled."""
@@ -221,11 +225,13 @@ class Conductor:
 
         recorder = Recorder(self._wishes.store, kind="compare")
         facts = facts_of(lane.maker.plan, request)
-        with recorder.turn(prompt, model=lane.reference, system=lane.maker.system, facts=facts) as record:
-            for event in events:
-                record.feed(event)
-                yield event
-        unkept += recorder.notices
+        try:
+            with recorder.turn(prompt, model=lane.reference, system=lane.maker.system, facts=facts) as record:
+                for event in events:
+                    record.feed(event)
+                    yield event
+        finally:
+            unkept += recorder.notices
 
     def _fail(self, lane: Lane) -> None:
         """Tell of every prompt that a lane failed before it began."""
@@ -251,7 +257,6 @@ class Conductor:
             plan=lane.plan if lane is not None else None,
             reply=nothing("error" if error is not None else "cancelled"),
             error=error,
-            no_joules="nothing ran",
         )
 
     def _result(self, result: LaneResult) -> None:
@@ -261,8 +266,8 @@ class Conductor:
     def _is_cancelled(self) -> bool:
         return self._control.cancelled
 
-    def _status(self, lane: int, text: str) -> None:
-        self._tell(LaneStatus(lane=lane, text=text))
+    def _status(self, lane: int, text: str, *, is_remark: bool = False) -> None:
+        self._tell(LaneStatus(lane=lane, text=text, is_remark=is_remark))
 
     @contextmanager
     def _following(self, control: Control) -> Iterator[None]:

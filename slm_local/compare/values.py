@@ -27,6 +27,8 @@ class LaneStatus:
     text: str
     fraction: float | None = None
     """How far it is, 0 to 1, where that can be told."""
+    is_remark: bool = False
+    """Whether it is to be remembered, and not passed over by the next one: what was unloaded, what a file is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class LaneResult:
     total_s: float = 0.0
     """From the request to the last token, loading not counted."""
     joules: float | None = None
-    """What the machine spent meanwhile; None where nothing tells, and `no_joules` says why."""
+    """What the machine spent meanwhile; None where nothing tells (`no_joules` says why) or nothing ran."""
     no_joules: str = ""
     correct: bool | None = None
     """Whether the answer is the expected one by value; None where none is expected, and for a reply that was stopped

@@ -11,40 +11,27 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from slm_local.backends.base import Backend, prompt_too_long
+from slm_local.backends.base import Backend
+from slm_local.driver.rules import Rules, rules_of
 from slm_local.driver.stops import StopText
-from slm_local.driver.turn import Rule, Turn
-from slm_local.errors import ModelBroken, PromptTooLong, SlmError
+from slm_local.driver.turn import Turn
+from slm_local.errors import ModelBroken, SlmError
 from slm_local.generation import (
     Control,
     Done,
     Finish,
     GenerationRequest,
-    Handle,
     LoadSettings,
     ModelFacts,
     Piece,
     Prompt,
     PromptProgress,
-    ReasoningTags,
     Started,
     StreamEvent,
     ThinkControl,
 )
-from slm_local.governor import (
-    NUDGE,
-    Closing,
-    EndReply,
-    EndThinking,
-    Governor,
-    Limits,
-    closing_for,
-    closing_texts,
-    limits_for,
-    reserve_tokens,
-)
+from slm_local.governor import EndReply, EndThinking
 from slm_local.metrics import Collector
-from slm_local.reasoning import ReasoningParser
 from slm_local.template import ChatTemplate, prompt_for
 
 __all__ = ["Driver", "DriverEvent", "StopText"]
@@ -59,12 +46,9 @@ class Driver:
     def __init__(self, backend: Backend, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._backend = backend
         self._clock = clock
-        self._facts: ModelFacts | None = None
+        self._rules: Rules | None = None
         self._template: ChatTemplate | None = None
-        self._tags: ReasoningTags | None = None
         self._think = ThinkControl()
-        self._closings: tuple[Closing, ...] = ()
-        self._nudge: Closing | None = None
         self._turns: dict[int, Turn] = {}
         self._waiting: deque[tuple[int, GenerationRequest, Prompt]] = deque()
         self._cancelled: set[int] = set()
@@ -81,19 +65,16 @@ class Driver:
             raise ModelBroken(
                 f"{settings.model_path} has no chat template", hint="give one: --template FILE (Jinja, as transformers)"
             )
-        self._tags = settings.tags
         self._think = settings.think or ThinkControl()
         self._template = ChatTemplate(
-            source, bos_text=facts.bos_text, eos_text=facts.eos_text, control_texts=facts.control_texts, tags=self._tags
+            source,
+            bos_text=facts.bos_text,
+            eos_text=facts.eos_text,
+            control_texts=facts.control_texts,
+            tags=settings.tags,
         )
-        self._facts = facts
-        if self._tags is not None:
-            self._closings = tuple(map(self._closing, closing_texts(self._tags, settings.bridge)))
-            self._nudge = self._closing(NUDGE)
+        self._rules = rules_of(self._backend, facts, settings.tags, settings.bridge)
         return facts
-
-    def _closing(self, text: str) -> Closing:
-        return Closing(text=text, tokens=self._backend.token_count(text))
 
     @property
     def is_busy(self) -> bool:
@@ -170,67 +151,28 @@ class Driver:
         if request.prompt_ids is not None:
             return Prompt(ids=request.prompt_ids, think_state="closed")
         assert self._template is not None
-        assert self._facts is not None
-        return prompt_for(
-            self._template, request.messages, request.think, self._think, self._tags, adds_bos=self._facts.adds_bos
-        )
+        assert self._rules is not None
+        tags, facts = self._rules.tags, self._rules.facts
+        return prompt_for(self._template, request.messages, request.think, self._think, tags, adds_bos=facts.adds_bos)
 
     def _admit(self, request_id: int, request: GenerationRequest, prompt: Prompt) -> Started:
-        assert self._facts is not None
+        assert self._rules is not None
         handle = self._backend.add(prompt, request.sampling)
-        limits = self._limits(request, prompt, handle)
-        if limits.room_tokens is not None and limits.room_tokens < 0:
+        try:
+            rule = self._rules.rule_for(request, prompt, handle)
+        except SlmError:
             self._backend.remove(handle)
-            raise self._too_long(request, handle.prompt_tokens or 0)
-        turn = Turn(request, handle, self._rule(request, prompt, handle, limits), self._clock)
-        self._turns[request_id] = turn
+            raise
+        turn = self._turns[request_id] = Turn(request, handle, rule, self._clock)
         started = Started(
             prompt_tokens=handle.prompt_tokens,
             cached_tokens=handle.cached_tokens,
-            context_tokens=self._facts.context_tokens,
+            context_tokens=self._rules.facts.context_tokens,
             think_state=prompt.think_state,
-            think_tokens=limits.most_thinking,
+            think_tokens=rule.limits.most_thinking if rule is not None else None,
         )
         turn.collector.feed(started)
         return started
-
-    def _limits(self, request: GenerationRequest, prompt: Prompt, handle: Handle) -> Limits:
-        assert self._facts is not None
-        if self._tags is None or prompt.ids is not None or prompt.think_state == "closed":
-            return Limits(has_loop_guard=request.has_loop_guard)
-        return limits_for(
-            request,
-            closing_for(request.max_tokens, self._closings),
-            context_tokens=self._facts.context_tokens,
-            prompt_tokens=handle.prompt_tokens,
-        )
-
-    def _rule(self, request: GenerationRequest, prompt: Prompt, handle: Handle, limits: Limits) -> Rule | None:
-        assert self._facts is not None
-        if prompt.ids is not None:
-            return None
-        parser = ReasoningParser(self._tags, state=prompt.think_state)
-        room = None if handle.prompt_tokens is None else self._facts.context_tokens - handle.prompt_tokens
-        bounds = [each for each in (room, request.max_tokens) if each is not None]
-        return Rule(
-            parser=parser,
-            governor=Governor(limits, parser),
-            closing=closing_for(request.max_tokens, self._closings) if self._closings else None,
-            nudge=self._nudge,
-            room_tokens=min(bounds, default=None),
-        )
-
-    def _too_long(self, request: GenerationRequest, prompt_tokens: int) -> PromptTooLong:
-        """Make the error for a prompt that leaves too little to end thinking and answer, with all counts."""
-        assert self._facts is not None
-        closing = closing_for(request.max_tokens, self._closings)
-        return prompt_too_long(
-            prompt_tokens,
-            self._facts.context_tokens,
-            self._facts.trained_context_tokens,
-            answer_tokens=reserve_tokens(request, self._facts.context_tokens),
-            closing_tokens=closing.tokens if closing is not None else 0,
-        )
 
     def _admit_waiting(self) -> list[tuple[int, DriverEvent]]:
         events: list[tuple[int, DriverEvent]] = []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from slm_local.driver.rules import Rule
 from slm_local.driver.stops import StopText
 from slm_local.generation import (
     AnswerDelta,
@@ -18,24 +19,10 @@ from slm_local.generation import (
     ThinkDelta,
     Usage,
 )
-from slm_local.governor import Closing, Governor, Verdict
+from slm_local.governor import Verdict
 from slm_local.metrics import Collector
-from slm_local.reasoning import Delta, ReasoningParser
+from slm_local.reasoning import Delta
 from slm_local.system import own_peak_rss_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """How one request is split and governed."""
-
-    parser: ReasoningParser
-    governor: Governor
-    closing: Closing | None
-    """What ends thinking in the model's place; None where there is none to end, or no room for it."""
-    nudge: Closing | None
-    """What is put behind the closing tag when nothing follows it; None for a model without tags."""
-    room_tokens: int | None
-    """Most tokens that can be generated and injected."""
 
 
 class Turn:

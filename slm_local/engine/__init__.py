@@ -30,7 +30,7 @@ from slm_local.generation import (
     Thinking,
 )
 from slm_local.gguf_header import checked_header
-from slm_local.measured import remember_reply
+from slm_local.measured import LEAST_TOKENS, remember_reply
 from slm_local.metrics import Collector
 from slm_local.model import ModelSpec, Plan, SamplingDefaults
 from slm_local.paths import make_folder, paths
@@ -228,7 +228,13 @@ class Engine:
         self.close()
 
     def _remember_speed(self, reply: Reply) -> None:
-        """Keep how fast this engine read, for later forecasts; replies too short to tell are passed over there."""
+        """Keep how fast this engine read, for later forecasts; replies too short to tell are passed over.
+
+        Where no speed was foretold, that of a reply is what is expected of the next ones.
+        """
+        decoded = (reply.usage.think_tokens or 0) + (reply.usage.answer_tokens or 0)
+        if self.plan.expected_decode_tps is None and decoded >= LEAST_TOKENS and reply.timings.decode_tps > 0.0:
+            self.plan = replace(self.plan, expected_decode_tps=reply.timings.decode_tps)
         weights = read_bytes_per_token(self.spec, self.plan.variant)
         if weights is not None:
             remember_reply(

@@ -15,6 +15,7 @@ from textual.screen import Screen
 from slm_local.errors import SlmError
 from slm_local.sanitize import visible
 from slm_local.tui.desk import Desk
+from slm_local.tui.entry import hear_alt_enter
 from slm_local.tui.holding import Holder
 from slm_local.tui.screens.chat import ChatScreen
 from slm_local.tui.screens.help import HelpScreen
@@ -34,6 +35,7 @@ class DeskApp(App[None]):
         super().__init__()
         self.desk = desk
         self.holder = Holder(desk)
+        hear_alt_enter()
 
     def on_mount(self) -> None:
         """Open the first screen."""

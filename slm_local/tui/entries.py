@@ -28,13 +28,14 @@ class Entries:
         self._at = len(self._typed)
         self._draft = ""
 
-    def add(self, text: str) -> None:
-        """Keep an entry, at once on the disk where that can be written."""
+    def add(self, text: str, *, is_lasting: bool = True) -> None:
+        """Keep an entry, at once on the disk where that can be written and it is one that lasts."""
         self._at = len(self._typed)
         if self._typed[-1:] != [text]:
             self._typed.append(text)
             self._at += 1
-            self._write(text)
+            if is_lasting:
+                self._write(text)
 
     def earlier(self, draft: str) -> str | None:
         """Return the entry before, None at the first; `draft` comes back when the last one is passed again."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from textual import events
+from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from textual.binding import Binding, BindingType
+from textual.keys import Keys
 from textual.message import Message
+from textual.strip import Strip
 from textual.widgets import TextArea
 
 from slm_local.tui.entries import Entries
@@ -17,6 +20,12 @@ NEWLINE_KEYS = frozenset({"ctrl+j", "alt+enter", "shift+enter", "ctrl+enter", "\
 
 OURS = frozenset({"ctrl+c", "ctrl+z", "ctrl+y", "f6", "f7", "up", "down", "pageup", "pagedown"})
 """Keys of a text area that mean something else here."""
+
+ALT_ENTER = "\x1b\r"
+"""What most terminals send for it; Textual knows it only where a terminal speaks kitty's keyboard protocol."""
+
+MAX_SHOWN = 20_000
+"""Characters of a pasted text that are shown to be edited; a text area gets slow with more."""
 
 KEPT: list[BindingType] = [
     replace(each, key=",".join(keys))
@@ -42,20 +51,38 @@ class Entry(TextArea, inherit_bindings=False):
 
     def __init__(self, entries: Entries, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, compact=True, highlight_cursor_line=False, placeholder="Write here · Enter sends")
+        self.cursor_blink = False  # each blink draws
         self._entries = entries
+        self._folded: dict[str, str] = {}
+        """Long texts, by what stands for them."""
+
+    def render_line(self, y: int) -> Strip:
+        """Draw a row; in no columns at all nothing, where the text area would fail to wrap its placeholder."""
+        return super().render_line(y) if self.content_size.width > 0 else Strip.blank(0)
 
     def take(self) -> str:
-        """Keep the text in the history, be empty, and return it."""
-        text = self.text
+        """Keep the text in the history, be empty, and return it, whole."""
+        text = whole = self.text
+        for sign, folded in self._folded.items():
+            whole = whole.replace(sign, folded)
         if text.strip():
-            self._entries.add(text)
+            self._entries.add(text, is_lasting=whole == text)
         self.text = ""
-        return text
+        return whole
 
     def put(self, text: str) -> None:
         """Show a text to be edited."""
-        self.text = text
+        self.text = self._fold(text)
         self.move_cursor(self.document.end)
+
+    def _fold(self, text: str) -> str:
+        """Return a text as it is shown: one that is too long as a sign that stands for it."""
+        if len(text) <= MAX_SHOWN:
+            return text
+        lines, number = text.count("\n") + 1, len(self._folded) + 1
+        sign = f"⟦text {number}: {lines:,} lines, {len(text):,} characters⟧"
+        self._folded[sign] = text
+        return sign
 
     def action_earlier(self) -> None:
         """Go up a row, or to the prompt before."""
@@ -84,6 +111,12 @@ class Entry(TextArea, inherit_bindings=False):
         start, end = self.selection
         self._replace_via_keyboard("\n", start, end)
 
+    async def _on_paste(self, event: events.Paste) -> None:
+        if len(event.text) > MAX_SHOWN:
+            event.prevent_default()
+            start, end = self.selection
+            self._replace_via_keyboard(self._fold(event.text), start, end)
+
     def _row(self) -> int:
         return self.wrapped_document.location_to_offset(self.cursor_location).y
 
@@ -91,3 +124,8 @@ class Entry(TextArea, inherit_bindings=False):
         row, column = self.cursor_location
         line = self.document[row]
         return self.selection.is_empty and column == len(line) > 0 and line[-1] == "\\"
+
+
+def hear_alt_enter() -> None:
+    """Have Textual's parser take what terminals send for Alt+Enter as Ctrl+J, which breaks the line."""
+    cast("dict[str, object]", ANSI_SEQUENCES_KEYS)[ALT_ENTER] = (Keys.ControlJ,)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import ClassVar
 
+from rich.segment import Segment
+from rich.style import Style
 from textual import events
 from textual.cache import LRUCache
 from textual.geometry import Region, Size
@@ -14,10 +16,16 @@ from textual.reactive import Reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from slm_local.tui.parts import Part
+from slm_local.tui.parts import Part, Tone
 
 MAX_COLUMNS = 120
 """Longer lines are hard to read."""
+
+MARGIN = Segment(" ")
+"""What stands before each row; drawn here, for borders and padding of a style cost as much as the text."""
+
+MIN_COLUMNS = 12
+"""A narrower pane shows the beginnings of rows that are so long."""
 
 KEPT_ROWS = 512
 """Rows whose drawing is kept: a few screens full."""
@@ -45,7 +53,7 @@ class FlowView(ScrollView, can_focus=True):
     }
     """
 
-    virtual_size = Reactive(Size(0, 0), layout=False)  # growing must not lay out the screen anew
+    virtual_size = Reactive(Size(0, 0), layout=False, repaint=False)  # growing moves nothing else
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, classes=classes)
@@ -56,6 +64,8 @@ class FlowView(ScrollView, can_focus=True):
         self._is_laid: list[bool] = []
         self._columns = 0
         self._drawn: LRUCache[int, Strip] = LRUCache(KEPT_ROWS)
+        self._looks: tuple[int, Style] | None = None
+        self._tones: dict[Tone, Style] = {}
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -136,20 +146,21 @@ class FlowView(ScrollView, can_focus=True):
 
     def notify_style_update(self) -> None:
         """Forget what was drawn in other colours."""
-        self._drawn.clear()
+        self._forget_drawn()
         super().notify_style_update()
 
     def on_resize(self, event: events.Resize) -> None:
         """Arrange the rows for another width."""
         del event
-        columns = min(self.scrollable_content_region.width, MAX_COLUMNS)
+        self._forget_drawn()
+        width = self.scrollable_content_region.width - MARGIN.cell_length
+        columns = min(max(width, MIN_COLUMNS), MAX_COLUMNS) if width > 0 else 0
         if columns == self._columns:
             self._resize(follows=True)
             return
         follows = self.is_at_end
         top = self.part_at(self.scroll_offset.y)
         self._columns = columns
-        self._drawn.clear()
         self._is_laid = [False] * len(self._parts)
         self._arrange(0)
         self._resize(follows=follows)
@@ -170,7 +181,7 @@ class FlowView(ScrollView, can_focus=True):
         self.refresh(Region(0, max(0, row - self.scroll_offset.y), self.size.width, self.size.height))
 
     def _draw(self, row: int) -> Strip:
-        width, style = self.scrollable_content_region.width, self.rich_style
+        width, style = self._look()
         at = self.part_at(row)
         if at is None:
             return Strip.blank(width, style)
@@ -178,8 +189,28 @@ class FlowView(ScrollView, can_focus=True):
         within = row - self._tops[at]
         if within >= part.lay(self._columns):
             return Strip.blank(width, style)
-        style = style + self.get_component_rich_style(f"flow--{part.tone}", partial=True)
-        return part.strip(within).apply_style(style).crop_extend(0, width, style)
+        style = self._tone(part.tone)
+        text = part.strip(within)
+        row_of = Strip([MARGIN, *text], MARGIN.cell_length + text.cell_length)
+        return row_of.apply_style(style).adjust_cell_length(width, style)
+
+    def _look(self) -> tuple[int, Style]:
+        """Return width and colours, which are dear to ask for."""
+        if self._looks is None:
+            self._looks = self.scrollable_content_region.width, self.rich_style
+        return self._looks
+
+    def _tone(self, tone: Tone) -> Style:
+        style = self._tones.get(tone)
+        if style is None:
+            style = self.rich_style + self.get_component_rich_style(f"flow--{tone}", partial=True)
+            self._tones[tone] = style
+        return style
+
+    def _forget_drawn(self) -> None:
+        self._drawn.clear()
+        self._looks = None
+        self._tones.clear()
 
     def _arrange(self, first: int) -> None:
         """Find the heights and tops from the part numbered `first` on; those not in view are guessed."""

@@ -11,7 +11,7 @@ from textual.widget import Widget
 FRAME_S = 1 / 10
 """Smooth to the eye, and cheap on a machine that is thinking."""
 
-MAX_FRAME_S = 1.0
+MAX_FRAME_S = 1 / 3
 
 MAX_SHARE = 0.05
 """Most of one core that drawing may take from a model: frames that cost more come less often."""
@@ -45,5 +45,7 @@ class Frames:
         self._computed_s = computed_s
         self._timer = None
         self.count += 1
-        if self._draw():
+        with self._owner.app.batch_update():
+            goes_on = self._draw()
+        if goes_on:
             self._timer = self._owner.set_timer(self.interval_s, self._frame)

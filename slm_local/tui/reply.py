@@ -30,8 +30,8 @@ class ReplyView(Vertical):
         Static { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
         .reply--title { text-style: bold; color: $text-primary; }
         .reply--state { color: $text-muted; }
-        ThinkingPane { height: 2fr; padding: 0 0 0 1; border-bottom: solid $panel-lighten-2; display: none; }
-        ConversationPane { height: 3fr; padding: 0 0 0 1; }
+        ThinkingPane { height: 2fr; border-bottom: solid $panel-lighten-2; display: none; }
+        ConversationPane { height: 3fr; }
         &.-unfolded ThinkingPane { display: block; }
     }
     """

@@ -62,9 +62,10 @@ class StatusLine(Static):
         for parts in (
             (model, engine, f"{gauge} {count}".strip(), speed, facts.thinks, state),
             (model, f"{gauge} {count}".strip(), speed, facts.thinks, state),
-            (model, count, speed, state),
-            (model, state),
-            (state,),
+            (model, count, speed, facts.thinks, state),
+            (model, count, facts.thinks, state),
+            (model, facts.thinks, state),
+            (facts.thinks, state),
         ):
             line = " · ".join(filter(None, parts))
             if cell_len(line) <= columns:

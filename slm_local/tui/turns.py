@@ -31,6 +31,8 @@ class Turns:
         self._turns: list[Turn] = []
         self._shown = 0
         """The turn whose thinking is in the pane."""
+        self.showing: Showing | None = None
+        """The newest reply, as it is shown."""
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -61,11 +63,13 @@ class Turns:
         self._turns.append(Turn(prompt))
         self._shown = len(self._turns) - 1
         self._name()
-        return Showing(self._thinking, self._conversation, begun_s, on_fold)
+        self.showing = Showing(self._thinking, self._conversation, begun_s, on_fold)
+        return self.showing
 
-    def end(self, showing: Showing, reply: Reply, error: SlmError | None, *, is_kept: bool) -> None:
+    def end(self, reply: Reply, error: SlmError | None, *, is_kept: bool) -> None:
         """Show how the newest turn ended."""
-        showing.end(reply, error)
+        assert self.showing is not None
+        self.showing.end(reply, error)
         self._turns[-1].reply, self._turns[-1].is_kept = reply, is_kept
 
     def drop_last(self) -> Turn:

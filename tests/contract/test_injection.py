@@ -14,24 +14,27 @@ from slm_local.backends import backend_named
 from slm_local.backends.base import Backend
 from slm_local.backends.scripted import ScriptedBackend
 from slm_local.generation import Control, Handle, Piece, Prompt, PromptProgress, PromptRun, Sampling, Update
-from tests.loading import load_settings_for
+from tests.loading import THINK_TAGS, load_settings_for
 
 BRIDGE = " Enough thinking, I answer now.\n</think>\n\n"
 QUESTION = "<｜begin▁of▁sentence｜><｜User｜>What is 47 + 38?<｜Assistant｜><think>\n"
 LONG = QUESTION + "What is 4 + 5? " * 24
-SCRIPT = "".join(f'{{"text": "word{number} "}}\n' for number in range(16)) + '{"end": "stop"}\n'
+WORDS = [f"word{number} " for number in range(8)]
+SCRIPT = "\n".join([*(f'{{"text": "{word}"}}' for word in [*WORDS, "</think>", *WORDS]), '{"end": "stop"}\n'])
 
 
 @pytest.fixture(scope="module", params=["scripted", "llamacpp", "openvino"])
 def backend(
     request: pytest.FixtureRequest, tiny_reasoner: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Backend]:
-    """Return the embedded model, or a script of sixteen words, in 512 tokens and read in small chunks."""
+    """Return the embedded model, or a script, in 512 tokens and read in small chunks."""
     folder = tmp_path_factory.mktemp("injection")
     script = folder / "script.jsonl"
     script.write_text(SCRIPT, encoding="utf-8")
     is_real = request.param != "scripted"
-    settings = load_settings_for(request.param, tiny_reasoner if is_real else script, context=512 if is_real else 8192)
+    settings = load_settings_for(
+        request.param, tiny_reasoner if is_real else script, context=512 if is_real else 8192, tags=THINK_TAGS
+    )
     made = backend_named(request.param)
     made.load(replace(settings, batch_tokens=64, cache_dir=str(folder)), Control(), lambda fraction: None)
     yield made

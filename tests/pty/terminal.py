@@ -18,7 +18,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
 
 import psutil
 import pyte
@@ -30,6 +29,9 @@ TIMEOUT_S = 60
 
 LEFT_WAIT_S = 5.0
 """How long a process may need to be gone after its parent."""
+
+POLL_S = 0.1
+"""How often is looked whether something is so that the program does not write."""
 
 MARK = "SLM_TEST_TERMINAL"
 """A variable by which all processes are found that a terminal's program started, whoever is their parent."""
@@ -130,9 +132,14 @@ class OnTerminal:
         """Read until something is so."""
         until = time.monotonic() + timeout_s
         while not is_so():
-            left = until - time.monotonic()
-            if left <= 0 or not self._read(left):
+            if time.monotonic() > until or not self._read(POLL_S):
                 raise AssertionError(f"{otherwise}; exit {self.process.poll()}; the screen:\n{self.shown}")
+
+    def reads(self, within_s: float) -> bool:
+        """Return whether something is written within a time."""
+        before = len(self.recorded)
+        self._read(within_s)
+        return len(self.recorded) > before
 
     def type(self, keys: str | bytes) -> None:
         """Send keys."""
@@ -155,7 +162,7 @@ class OnTerminal:
     def end(self) -> int:
         """Read to the end of the program and return its exit status, a signal's number below zero."""
         until = time.monotonic() + TIMEOUT_S
-        while self._master >= 0 and self._read(1.0):
+        while self._master >= 0 and self._read(POLL_S):
             assert time.monotonic() < until, f"it goes on; the screen:\n{self.shown}"
         return self.process.wait(TIMEOUT_S)
 
@@ -169,7 +176,6 @@ class OnTerminal:
 
         def is_there() -> bool:
             found[:] = [each for each in self.children() if "slm_local.worker" in _command(each)]
-            self._read(0.05)
             return bool(found)
 
         self.wait(is_there, "there is no engine")
@@ -181,23 +187,22 @@ class OnTerminal:
         return [" ".join(_command(each)) for each in left]
 
     def left_modes(self) -> set[str]:
-        """Return what the program switched on in the terminal and not off."""
+        """Return what the program switched on in the terminal and not off; nothing of a terminal that is gone."""
         on: set[str] = set()
+        if self._master < 0:
+            return on
         for numbers, switch in REPORTS.findall(bytes(self.recorded)):
             for number in numbers.split(b";"):
                 if number in ENTERED:
                     (on.add if switch == b"h" else on.discard)(ENTERED[number])
                 elif number in LEFT:
                     (on.add if switch == b"l" else on.discard)(LEFT[number])
-        pushed = [way for way in KITTY.findall(bytes(self.recorded))]
+        pushed = KITTY.findall(bytes(self.recorded))
         if pushed.count(b">") > pushed.count(b"<"):
             on.add("kitty's keys")
-        if self._master >= 0 and self._modes(termios.tcgetattr(self._master)) != self._modes(self._modes_before):
+        if termios.tcgetattr(self._master) != self._modes_before:
             on.add("raw keys")
         return on
-
-    def _modes(self, attributes: list[Any]) -> list[Any]:
-        return attributes[:4]
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:

@@ -85,9 +85,9 @@ def test_while_the_plain_chat_answers(start: Start, script: ScriptWriter, end: E
 @pytest.mark.parametrize(("end", "code"), [*ENDINGS, INTERRUPT])
 def test_while_it_downloads(start: Start, hub: HubServer, end: End, code: int) -> None:  # noqa: F811
     serve_tiny(hub)
-    hub.faults.add(Fault(stall_after=100_000), route="cdn", times=None)
-    terminal = start("pull", f"hf:{TINY_REPO}:Q8_0", "--yes")
-    terminal.hear("fetching")
+    hub.faults.add(Fault(stall_after=1_000_000), skip=1, times=None)  # the first request reads the header
+    terminal = start("pull", f"hf.co/{TINY_REPO}/blob/main/tiny-reasoner.gguf", "--yes")
+    terminal.hear("/1.9 MB")
     is_clean(terminal, end, code)
 
 

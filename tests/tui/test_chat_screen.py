@@ -32,7 +32,7 @@ def desk(monkeypatch: pytest.MonkeyPatch, script: ScriptWriter) -> Callable[...,
     return make
 
 
-def slow(text: str, delay_s: float = 0.1) -> list[dict[str, Any]]:
+def slow(text: str, delay_s: float) -> list[dict[str, Any]]:
     """Return rows that write a text word by word."""
     return [{"text": f"{word} ", "delay": delay_s} for word in text.split()]
 
@@ -66,8 +66,8 @@ async def finished(pilot: Pilot[None], screen: ChatScreen) -> None:
 
 
 def test_thinking_and_answer_come_into_panes_of_their_own(desk: Callable[..., Desk]) -> None:
-    rows = [{"text": "<think>"}, *slow("one two three four five six seven eight"), {"text": "</think>"}]
-    rows += [*slow("and this is the answer"), {"text": "!", "end": "stop"}]
+    rows = [{"text": "<think>"}, *slow("one two three four five six seven eight", 0.4), {"text": "</think>"}]
+    rows += [*slow("and this is the answer", 0.4), {"text": "!", "end": "stop"}]
 
     async def scene(pilot: Pilot[None]) -> None:
         screen = await opened(pilot)
@@ -181,18 +181,18 @@ def test_thinking_is_switched_off_and_on_with_a_key(desk: Callable[..., Desk]) -
     async def scene(pilot: Pilot[None]) -> None:
         screen = await opened(pilot)
         await pilot.press("ctrl+t")
-        assert screen.session.think.mode == "off"
+        modes = [screen.session.think.mode]
         await until(pilot, lambda: "think off" in shown(pilot.app))
         await asked(pilot, screen)
         assert screen.session.turns[0][1].thinking == ""
         await pilot.press("ctrl+t")
-        assert screen.session.think.mode == "auto"
+        assert [*modes, screen.session.think.mode] == ["off", "auto"]
 
     play(desk({"text": "It is 85.", "end": "stop"}), scene)
 
 
 def test_a_crash_of_the_worker_leaves_the_text_and_says_what_to_do(desk: Callable[..., Desk]) -> None:
-    rows = [{"text": "<think>"}, {"text": "let me see"}, {"text": "</think>"}, *slow("part of an", 0.0)]
+    rows = [{"text": "<think>"}, {"text": "let me see"}, {"text": "</think>"}, *slow("part of an", 0.02)]
 
     async def scene(pilot: Pilot[None]) -> None:
         screen = await opened(pilot)
@@ -206,7 +206,7 @@ def test_a_crash_of_the_worker_leaves_the_text_and_says_what_to_do(desk: Callabl
         await asked(pilot, screen, "and then?")
         assert "and then?" in screen.conversation.text
 
-    play(desk(*rows, {"fault": "segv"}), scene)
+    play(desk(*rows, {"delay": 0.3, "fault": "segv"}), scene)
 
 
 def test_what_is_copied_is_exactly_what_the_model_wrote(desk: Callable[..., Desk]) -> None:

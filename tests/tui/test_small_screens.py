@@ -47,13 +47,24 @@ def test_an_offer_says_size_source_and_time_and_one_key_answers(desk: Desk) -> N
             text = shown(pilot.app)
             for fact in ("4.9 GB from someone/[b]R1", "MIT", "1.0 GB of it came earlier", "about 8 min", "fetch it?"):
                 assert fact in text, fact
-            before = len(answers)
             await pilot.press(key)
-            await until(pilot, lambda count=before: len(answers) > count)
+            await until(pilot, lambda: not isinstance(pilot.app.screen, OfferScreen))
 
     answers: list[bool | None] = []
     play(desk, scene)
     assert answers == [True, True, False, False]
+
+
+def test_on_a_small_terminal_the_question_and_its_keys_are_in_view(desk: Desk) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        await pilot.app.push_screen(OfferScreen(offer()))
+        await until(pilot, lambda: "No" in shown(pilot.app).splitlines()[-1])
+        assert "fetching" in shown(pilot.app)
+        assert "fetch it?" in shown(pilot.app)
+        await pilot.app.push_screen(HelpScreen())
+        await until(pilot, lambda: "Back" in shown(pilot.app).splitlines()[-1])
+
+    play(desk, scene, size=(40, 12))
 
 
 def test_enter_does_not_agree_to_what_can_not_be_undone(desk: Desk) -> None:

@@ -115,7 +115,10 @@ class OpenVinoBackend:
         return list(prompt.ids)
 
     def inject(self, handle: Handle, text: str) -> None:
-        """End the request and go on with another: prompt, what was generated, and `text`; penalties start anew."""
+        """End the request and go on with another: prompt, what was generated, and `text`.
+
+        To the runtime it is all prompt: the penalties of presence and frequency start anew, that of repetition goes on.
+        """
         sequence = self._live[handle.id]
         self._halt(sequence)
         sequence.has_ended = False

@@ -19,7 +19,10 @@ from slm_local.generation import Control, LoadSettings, ModelFacts
 
 WARM_UP_TOKENS = 32
 
-PENALTIES = "OpenVINO's penalties look at the whole text, repeat_last_n aside, and start anew where thinking is ended"
+PENALTIES = (
+    "OpenVINO's penalties look at the whole text, repeat_last_n aside; those of presence and frequency, which leave the "
+    "prompt out, start anew where thinking is ended"
+)
 
 REREADS = (
     "this device reads prompt and thoughts again where thinking is ended: an answer now comes after about as long as "

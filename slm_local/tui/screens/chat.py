@@ -85,7 +85,6 @@ class ChatScreen(Screen[None]):
         self._prompt_in_wait: str | None = None
         """Sent before the model was open."""
         self._exchange: Exchange | None = None
-        self._showing: Showing | None = None
         self._pace: float | None = None
         self._is_pinned = False
         """Whether the person unfolded the thinking: it stays so."""
@@ -240,7 +239,7 @@ class ChatScreen(Screen[None]):
 
     def _stream(self, prompt: str, events: Iterator[StreamEvent], control: Control) -> None:
         engine = self.session.engine
-        self._showing = self.turns.begin(prompt, time.perf_counter(), self._answer_begins)
+        self.turns.begin(prompt, time.perf_counter(), self._answer_begins)
         if not engine.settings.hide_thinking and self.session.think.mode != "off":
             self._unfold(is_unfolded=True)
         self._holder.watch(control)
@@ -251,7 +250,7 @@ class ChatScreen(Screen[None]):
 
     def _frame(self) -> bool:
         """Show what came; return whether more may come."""
-        exchange, showing = self._exchange, self._showing
+        exchange, showing = self._exchange, self.turns.showing
         if exchange is not None and showing is not None:
             for at_s, event in exchange.take():
                 showing.feed(event, at_s)
@@ -267,7 +266,7 @@ class ChatScreen(Screen[None]):
         self._exchange = None
         reply, error = exchange.outcome()
         is_kept = error is None and self.session.unanswered is None
-        self.turns.end(showing, reply, _in_app(error), is_kept=is_kept)
+        self.turns.end(reply, _in_app(error), is_kept=is_kept)
         if is_kept:
             self._files.clear()
         if exchange.is_stopping:
@@ -288,8 +287,8 @@ class ChatScreen(Screen[None]):
         """Fold the thinking; ring, if it took long and that is wanted."""
         if not self._is_pinned:
             self._unfold(is_unfolded=False)
-        if self._desk.bell and self._showing is not None:
-            waited_s = time.perf_counter() - self._showing.meter.begun_s
+        if self._desk.bell and self.turns.showing is not None:
+            waited_s = time.perf_counter() - self.turns.showing.meter.begun_s
             if waited_s > LONG_WAIT_S:
                 self.app.bell()
 
@@ -299,12 +298,12 @@ class ChatScreen(Screen[None]):
     def stop(self) -> None:
         """Stop what is going on, and wait for the end of a reply."""
         self._opener.stop()
-        if (exchange := self._exchange) is not None and self._showing is not None:
+        if (exchange := self._exchange) is not None and self.turns.showing is not None:
             exchange.stop()
             exchange.join()
             for at_s, event in exchange.take():
-                self._showing.feed(event, at_s)
-            self._end(exchange, self._showing)
+                self.turns.showing.feed(event, at_s)
+            self._end(exchange, self.turns.showing)
 
     def action_stop(self) -> None:
         """Stop what is going on: a model being opened, a reply on its way."""
@@ -329,7 +328,11 @@ class ChatScreen(Screen[None]):
 
     def action_answer_now(self) -> None:
         """End the thinking, so that the answer begins."""
-        if self._exchange is not None and self._showing is not None and self._showing.meter.phase == "thinking":
+        if (
+            self._exchange is not None
+            and self.turns.showing is not None
+            and self.turns.showing.meter.phase == "thinking"
+        ):
             self._exchange.answer_now()
             self._tell()
 
@@ -466,7 +469,7 @@ class ChatScreen(Screen[None]):
 
     def _tell(self) -> None:
         """Bring the status line up to date."""
-        meter = self._showing.meter if self._showing is not None else None
+        meter = self.turns.showing.meter if self.turns.showing is not None else None
         state = "idle" if self._session is not None else "no model"
         if self._opener.is_opening:
             state = self._opener.words

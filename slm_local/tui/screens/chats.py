@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
@@ -64,6 +64,10 @@ class ChatsScreen(ModalScreen[int | None]):
         chat: Chat
 
     @dataclass
+    class Removed(Message):
+        """A chat is gone."""
+
+    @dataclass
     class Failed(Message):
         """The history can't be used."""
 
@@ -88,27 +92,38 @@ class ChatsScreen(ModalScreen[int | None]):
 
     @work(thread=True, exclusive=True, group="find")
     def _find(self, text: str) -> None:
-        try:
+        def found() -> Message:
             entries = _by_hit(self._store.search(text)) if text else map(_of_row, self._store.chats())
-            self.post_message(self.Found(text, list(entries)))
-        except SlmError as error:
-            self.post_message(self.Failed(error))
+            return self.Found(text, list(entries))
+
+        self._tell(found)
 
     @work(thread=True, exclusive=True, group="read")
     def _read(self, chat: int) -> None:
-        try:
-            self.post_message(self.Read(self._store.chat(chat)))
-        except SlmError as error:
-            self.post_message(self.Failed(error))
+        self._tell(lambda: self.Read(self._store.chat(chat)))
 
     @work(thread=True, group="remove")
     def _remove(self, chat: int) -> None:
-        try:
+        def removed() -> Message:
             self._store.remove(chat)
             self._store.tidy()
+            return self.Removed()
+
+        self._tell(removed)
+
+    def _tell(self, read: Callable[[], Message]) -> None:
+        """Send to this screen what came of reading the file; what went wrong is shown and ends nothing."""
+        try:
+            message = read()
         except SlmError as error:
-            self.post_message(self.Failed(error))
-        self.app.call_from_thread(self._find, self.query_one(Picker).text)
+            message = self.Failed(error)
+        except Exception as error:
+            message = self.Failed(SlmError(f"a bug of slm: {type(error).__name__}: {error}"))
+        self.post_message(message)
+
+    @on(Removed)
+    def _removed(self) -> None:
+        self._find(self.query_one(Picker).text)
 
     @on(Found)
     def _found(self, event: Found) -> None:

@@ -17,7 +17,6 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from slm_local.compare import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question, compare
-from slm_local.config import Settings, load_settings
 from slm_local.errors import SlmError
 from slm_local.generation import Control
 from slm_local.paths import paths
@@ -26,12 +25,16 @@ from slm_local.tui.desk import Desk
 from slm_local.tui.entries import Entries
 from slm_local.tui.entry import Entry
 from slm_local.tui.frames import Frames
+from slm_local.tui.holding import Holder
 from slm_local.tui.reply import ReplyView
 from slm_local.tui.screens.confirm import Fetching
 from slm_local.tui.screens.models import ModelsScreen
 from slm_local.tui.screens.table import measures_table
 
 MAX_LANES = 3
+
+TABLE_FRAME = 4
+"""Columns that padding and scrollbar take from the table."""
 
 
 @dataclass(slots=True)
@@ -55,6 +58,8 @@ class Run:
                 self.waiting.append((time.perf_counter(), event))
         except SlmError as error:
             self.error = error
+        except Exception as error:  # a bug of ours ends no app
+            self.error = SlmError(f"a bug of slm: {type(error).__name__}: {error}")
         finally:
             self.ended.set()
 
@@ -63,21 +68,27 @@ class CompareScreen(Screen[None]):
     """Shows lanes; Enter asks all of them, Escape stops them or, when nothing runs, goes back."""
 
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (70, "-wide")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-high")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop", tooltip="when nothing runs: back"),
-        Binding("f2", "fold", "Thinking", tooltip="fold or unfold it"),
+        Binding("f2", "fold", "Thoughts", tooltip="fold or unfold it"),
         Binding("f4", "add", "Add a model"),
         Binding("f8", "remove", "Remove the last"),
+        Binding("pageup", "page(-1)", "Page up", show=False),
+        Binding("pagedown", "page(1)", "Page down", show=False),
     ]
     DEFAULT_CSS = """
     CompareScreen {
         #asked { height: auto; max-height: 3; color: $primary; text-style: bold; padding: 0 1; }
         #lanes { height: 1fr; layout: horizontal; }
         #lanes ReplyView { width: 1fr; height: 1fr; }
-        &.-narrow #lanes { layout: vertical; }
+        &.-narrow #lanes { layout: vertical; overflow-y: auto; }
+        &.-narrow #lanes ReplyView { min-height: 6; }
         #measures { height: auto; max-height: 40%; padding: 0 1; border-top: solid $panel; display: none; }
         #measures.-shown { display: block; }
-        Entry { height: auto; max-height: 30%; border-top: solid $panel; }
+        &.-low #asked { display: none; }
+        &.-low #measures { max-height: 4; }
+        Entry { height: auto; max-height: 30%; }
     }
     """
 
@@ -87,6 +98,8 @@ class CompareScreen(Screen[None]):
         self._references = list(references)
         self._views: list[ReplyView] = []
         self._run: Run | None = None
+        self._results: list[LaneResult] = []
+        """Of the last comparison that ended."""
         self._frames = Frames(self, self._draw)
 
     def compose(self) -> ComposeResult:
@@ -120,7 +133,7 @@ class CompareScreen(Screen[None]):
     def ask(self, prompt: str) -> None:
         """Ask all lanes."""
         self.query_one("#asked", Static).update(visible(prompt))
-        self.query_one("#measures").remove_class("-shown")
+        self._forget_measures()
         for view in self._views:
             view.begin()
         self._run = Run()
@@ -133,16 +146,12 @@ class CompareScreen(Screen[None]):
             compare(
                 self._references,
                 [Question(prompt=prompt)],
-                settings_for=self._settings,
+                settings_for=Holder(self._desk).settings,
                 registry=self._desk.registry,
                 control=run.control,
                 confirm=Fetching(self.app, run.control).confirm,
             )
         )
-
-    def _settings(self, reference: str) -> Settings:
-        own = self._desk.registry.resolve(reference).settings
-        return load_settings(self._desk.flags, reference_settings=own)
 
     def _draw(self) -> bool:
         """Show what came since the last frame; return whether more may come."""
@@ -177,9 +186,22 @@ class CompareScreen(Screen[None]):
         if run.error is not None:
             for view in self._views:
                 view.end(None, run.error)
-        if run.results:
-            self.query_one("#measures Static", Static).update(measures_table(run.results))
+        self._results = run.results
+        self._show_measures()
+
+    def on_resize(self) -> None:
+        """Lay the table out anew."""
+        self._show_measures()
+
+    def _show_measures(self) -> None:
+        if self._results and self._run is None:
+            columns = self.size.width - TABLE_FRAME
+            self.query_one("#measures Static", Static).update(measures_table(self._results, columns))
             self.query_one("#measures").add_class("-shown")
+
+    def _forget_measures(self) -> None:
+        self._results = []
+        self.query_one("#measures").remove_class("-shown")
 
     @on(Entry.Sent)
     def _sent(self, event: Entry.Sent) -> None:
@@ -206,6 +228,12 @@ class CompareScreen(Screen[None]):
         for view in self._views:
             view.toggle_thinking()
 
+    def action_page(self, direction: int) -> None:
+        """Scroll the answers by a page, or where they stand above each other and don't fit, from one to the next."""
+        lanes = self.query_one("#lanes")
+        for pane in [lanes] if lanes.max_scroll_y else [view.answer for view in self._views]:
+            pane.scroll_relative(y=direction * max(1, pane.size.height - 1), animate=False)
+
     def action_add(self) -> None:
         """Choose one more model."""
         if self._run is not None or len(self._references) == MAX_LANES:
@@ -218,6 +246,7 @@ class CompareScreen(Screen[None]):
         if self._run is None and self._references:
             self._references.pop()
             self._views.pop().remove()
+            self._forget_measures()
 
     def _added(self, reference: str | None) -> None:
         if reference is None:
@@ -226,6 +255,7 @@ class CompareScreen(Screen[None]):
         self._references.append(reference)
         self._views.append(view)
         self.query_one("#lanes").mount(view)
+        self._forget_measures()
         if len(self._references) < 2:
             self.action_add()
         elif self._prompt is not None:

@@ -25,15 +25,20 @@ from slm_local.selector import gigabytes
 
 BOX = """
     & > Vertical { width: 100%; max-width: 100; height: auto; max-height: 100%; background: $surface; padding: 1 2; }
-    VerticalScroll { height: auto; max-height: 1fr; }
+    VerticalScroll { height: auto; }
     Footer { dock: none; }
+    &.-low > Vertical { height: 100%; padding: 0 1; }
+    &.-low VerticalScroll { height: 1fr; }
 """
-"""How all three look: a box in the middle, as high as what it says."""
+"""How all look: a box in the middle, as high as what it says; all of a low terminal, where what it says is scrolled."""
+
+LOW = [(0, "-low"), (20, "-high")]
 
 
 class ConfirmScreen(ModalScreen[bool]):
     """Asks; is dismissed with the answer."""
 
+    VERTICAL_BREAKPOINTS = LOW
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "dismiss(True)", "Yes"),
         Binding("n,escape", "dismiss(False)", "No"),

@@ -24,9 +24,8 @@ class HelpScreen(ModalScreen[None]):
     DEFAULT_CSS = """
     HelpScreen {
         align: center middle;
-        & > Vertical { width: 100%; max-width: 80; height: auto; max-height: 100%; background: $surface; padding: 0 1; }
-        VerticalScroll { height: auto; max-height: 100h; scrollbar-gutter: stable; }
-        Footer { dock: none; }
+        & > Vertical { width: 100%; max-width: 80; height: 100%; max-height: 32; background: $surface; padding: 0 1; }
+        VerticalScroll { height: 1fr; scrollbar-gutter: stable; }
     }
     """
 
@@ -55,8 +54,18 @@ def _declared(nodes: Iterable[DOMNode]) -> dict[str, list[Binding]]:
     """Return the bindings that say what they do, of our own classes only, by action: two keys may do the same."""
     found: dict[str, list[Binding]] = {}
     for kind in dict.fromkeys(kind for node in nodes for kind in type(node).__mro__):
-        if kind.__module__.startswith(OURS):
-            for binding in Binding.make_bindings(vars(kind).get("BINDINGS", [])):
-                if binding.description:
-                    found.setdefault(binding.action, []).append(binding)
+        if not _is_ours(kind):
+            continue
+        inherited = {each.action for base in kind.__mro__ if not _is_ours(base) for each in _bindings(base)}
+        for binding in _bindings(kind):
+            if binding.description and binding.action not in inherited:
+                found.setdefault(binding.action, []).append(binding)
     return found
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith(OURS)
+
+
+def _bindings(kind: type) -> list[Binding]:
+    return list(Binding.make_bindings(vars(kind).get("BINDINGS", [])))

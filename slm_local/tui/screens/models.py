@@ -15,7 +15,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Static
 from textual.worker import get_current_worker
 
-from slm_local.errors import Interrupted, SlmError
+from slm_local.errors import Interrupted
 from slm_local.forecast.listing import ABSENT, PARTIAL, Row, rows_absent, rows_here
 from slm_local.forecast.plans import machine_line
 from slm_local.hardware import measured_probe, probe
@@ -85,7 +85,7 @@ class ModelsScreen(ModalScreen[str | None]):
             rows += rows_absent([spec for spec in self._registry.models if spec.id not in here], hardware)
         except Interrupted:
             return
-        except (SlmError, OSError) as error:
+        except Exception as error:  # the list is a help: a name can be typed without it
             self._tell(f"what is here can't be listed: {error}; a name typed below opens all the same")
             return
         self.post_message(self.Listed(rows, machine_line(hardware), remarks))

@@ -13,29 +13,54 @@ from slm_local.selector import gigabytes
 
 GAP = 2
 
+Rows = list[tuple[str, list[str]]]
+"""Each a measure's name and a cell a lane; the first has no name and the lanes'."""
 
-def measures_table(results: Sequence[LaneResult]) -> Content:
-    """Return what each lane took, and remarks; a measure that no lane has is left out, one that is missing is "-"."""
+
+def measures_table(results: Sequence[LaneResult], columns: int) -> Content:
+    """Return what each lane took, and remarks: beside each other where so many columns allow it, else one by one.
+
+    A measure that no lane has is left out, one that is missing is "-".
+    """
     ordered = sorted(results, key=lambda each: each.lane)
     rows = [("", [one_line(each.reference, 40) for each in ordered])]
     for name, of in MEASURES:
         cells = [of(each) for each in ordered]
         if any(cells):
             rows.append((name, [each or "-" for each in cells]))
-    widths = [max(cell_len(cells[at]) for _, cells in rows) + GAP for at in range(len(ordered))]
-    first = max(cell_len(name) for name, _ in rows) + GAP
-    lines = [
+    lines = _beside(rows) if _width(rows) <= columns else _below(rows)
+    remarks = dict.fromkeys(remark for each in ordered for remark in each.remarks)
+    return Content("\n").join([*lines, *(Content.styled(one_line(each, 400), "dim") for each in remarks)])
+
+
+def _beside(rows: Rows) -> list[Content]:
+    widths = _widths(rows)
+    return [
         Content.assemble(
-            (set_cell_size(name, first), "dim"),
-            (
-                "".join(set_cell_size(each, width) for each, width in zip(cells, widths, strict=True)),
-                "" if name else "bold",
-            ),
+            (set_cell_size(name, widths[0]), "dim"),
+            ("".join(map(set_cell_size, cells, widths[1:])), "" if name else "bold"),
         )
         for name, cells in rows
     ]
-    remarks = dict.fromkeys(remark for each in ordered for remark in each.remarks)
-    return Content("\n").join([*lines, *(Content.styled(one_line(each, 400), "dim") for each in remarks)])
+
+
+def _below(rows: Rows) -> list[Content]:
+    lines = []
+    for at, title in enumerate(rows[0][1]):
+        lines.append(Content.styled(title, "bold"))
+        lines += [
+            Content.assemble((set_cell_size(name, _widths(rows)[0]), "dim"), cells[at]) for name, cells in rows[1:]
+        ]
+    return lines
+
+
+def _width(rows: Rows) -> int:
+    return sum(_widths(rows)) - GAP
+
+
+def _widths(rows: Rows) -> list[int]:
+    """Return the columns that names and cells take, with the gap behind them."""
+    return [max(map(cell_len, column)) + GAP for column in zip(*([name, *cells] for name, cells in rows), strict=True)]
 
 
 def _thinking(result: LaneResult) -> str:

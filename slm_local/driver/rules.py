@@ -1,0 +1,89 @@
+"""Under which rules a model's replies come about: how a request is split, what bounds its thinking, what ends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slm_local.backends.base import Backend, prompt_too_long
+from slm_local.errors import PromptTooLong
+from slm_local.generation import GenerationRequest, Handle, ModelFacts, Prompt, ReasoningTags
+from slm_local.governor import (
+    NUDGE,
+    Closing,
+    Governor,
+    Limits,
+    closing_for,
+    closing_texts,
+    limits_for,
+    reserve_tokens,
+)
+from slm_local.reasoning import ReasoningParser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """How one request is split and governed."""
+
+    parser: ReasoningParser
+    governor: Governor
+    limits: Limits
+    closing: Closing | None
+    """What ends thinking in the model's place; None where there is none to end, or no room for it."""
+    nudge: Closing | None
+    """What is put behind the closing tag when nothing follows it; None for a model without tags."""
+    room_tokens: int | None
+    """Most tokens that can be generated and injected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What is the same for all requests to a model."""
+
+    tags: ReasoningTags | None
+    facts: ModelFacts
+    closings: tuple[Closing, ...]
+    """With the bridge, and without it; empty without tags."""
+    nudge: Closing | None
+
+    def rule_for(self, request: GenerationRequest, prompt: Prompt, handle: Handle) -> Rule | None:
+        """Return the rule for a request; None: raw ids. Errors: `PromptTooLong` for one that leaves too little."""
+        if prompt.ids is not None:
+            return None
+        closing = closing_for(request.max_tokens, self.closings) if self.closings else None
+        limits = Limits(has_loop_guard=request.has_loop_guard)
+        context_tokens = self.facts.context_tokens
+        if self.tags is not None and prompt.think_state != "closed":
+            limits = limits_for(request, closing, context_tokens=context_tokens, prompt_tokens=handle.prompt_tokens)
+            if limits.room_tokens is not None and limits.room_tokens < 0:
+                raise self._too_long(request, closing, handle.prompt_tokens or 0)
+        parser = ReasoningParser(self.tags, state=prompt.think_state)
+        room = None if handle.prompt_tokens is None else context_tokens - handle.prompt_tokens
+        return Rule(
+            parser=parser,
+            governor=Governor(limits, parser),
+            limits=limits,
+            closing=closing,
+            nudge=self.nudge,
+            room_tokens=min((each for each in (room, request.max_tokens) if each is not None), default=None),
+        )
+
+    def _too_long(self, request: GenerationRequest, closing: Closing | None, prompt_tokens: int) -> PromptTooLong:
+        return prompt_too_long(
+            prompt_tokens,
+            self.facts.context_tokens,
+            self.facts.trained_context_tokens,
+            answer_tokens=reserve_tokens(request, self.facts.context_tokens),
+            closing_tokens=closing.tokens if closing is not None else 0,
+        )
+
+
+def rules_of(backend: Backend, facts: ModelFacts, tags: ReasoningTags | None, bridge: str | None) -> Rules:
+    """Make the rules of a loaded model; `bridge` None: the default one."""
+
+    def counted(text: str) -> Closing:
+        return Closing(text=text, tokens=backend.token_count(text))
+
+    if tags is None:
+        return Rules(tags=None, facts=facts, closings=(), nudge=None)
+    closings = tuple(map(counted, closing_texts(tags, bridge)))
+    return Rules(tags=tags, facts=facts, closings=closings, nudge=counted(NUDGE))

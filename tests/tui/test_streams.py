@@ -1,0 +1,164 @@
+"""What a reply may be of: very long, very fast, hostile to the display; while the window changes its size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from slm_local.registry import load_registry
+from slm_local.tui.desk import Desk
+from tests.command import child_environment
+from tests.conftest import ScriptWriter
+from tests.tui.screens import play, shown, until
+from tests.tui.test_chat_screen import asked, finished, opened
+
+SIZES = [(250, 70), (40, 12), (1, 1), (99, 30), (100, 30), (3, 40), (140, 2), (80, 24)]
+
+PIECE_TOKENS = 8
+LONG_TOKENS = 32_000
+
+MEMORY = """
+import asyncio, json, sys
+import psutil
+from slm_local.registry import load_registry
+from slm_local.tui.app import DeskApp
+from slm_local.tui.desk import Desk
+
+async def main():
+    app, rss = DeskApp(Desk(reference=sys.argv[1], registry=load_registry())), {}
+    async with app.run_test(size=(120, 40)) as pilot:
+        screen = app.screen
+        while getattr(screen, "status", None) is None or screen.status.facts.state != "idle":
+            await pilot.pause(0.02)
+            screen = app.screen
+        me = psutil.Process()
+        rss[0] = me.memory_info().rss
+        screen.entry.put("think long")
+        await pilot.press("enter")
+        while screen.turns.last is None or screen.is_generating:
+            await pilot.pause(0.01)
+            if len(rss) == 1 and screen.turns.showing.meter.think_tokens >= 16_000:
+                rss[16] = me.memory_info().rss
+        rss[32] = me.memory_info().rss
+        thinking = screen.session.turns[0][1].thinking
+        same = screen.thinking.text.split() == thinking.split()
+        print(json.dumps({"rss": rss, "same": same, "chars": len(thinking)}))
+    app.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch, script: ScriptWriter) -> Callable[..., Desk]:
+    monkeypatch.setenv("SLM_SCRIPTED", "1")
+
+    def make(*rows: dict[str, Any], setup: dict[str, Any] | None = None, **more: Any) -> Desk:
+        return Desk(reference=f"scripted:{script(*rows, setup=setup)}", registry=load_registry(), **more)
+
+    return make
+
+
+def test_sizes_change_while_a_reply_streams_and_no_text_is_lost(desk: Callable[..., Desk]) -> None:
+    thought = [f"thought {at} 中文 👩‍👩‍👧 " for at in range(60)]
+    words = [f"- item **{at}** of a list\n" for at in range(60)]
+    rows = [{"text": "<think>"}, *({"text": each, "delay": 0.01} for each in thought), {"text": "</think>"}]
+    rows += [*({"text": each, "delay": 0.01} for each in words), {"end": "stop"}]
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        screen.entry.put("go")
+        await pilot.press("enter")
+        await until(pilot, lambda: screen.is_generating)
+        while screen.is_generating:
+            for size in SIZES:
+                await pilot.resize_terminal(*size)
+        await finished(pilot, screen)
+        await pilot.resize_terminal(200, 60)
+        await pilot.press("f2")
+        await pilot.pause()
+        assert " ".join(screen.thinking.text.split()) == " ".join("".join(thought).split())
+        assert screen.conversation.text.count("of a list") == 60
+        assert "item 59 of a list" in shown(pilot.app)
+
+    play(desk(*rows), scene)
+
+
+def test_a_line_of_100_000_characters_is_shown_whole(desk: Callable[..., Desk]) -> None:
+    line = "".join(f"{at:05d}" for at in range(20_000))
+    rows = [{"text": "<think>"}, *({"text": line[at : at + 5000]} for at in range(0, len(line), 5000))]
+    rows += [{"text": "</think>"}, *({"text": line[at : at + 5000]} for at in range(0, len(line), 5000))]
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen)
+        assert screen.thinking.text.replace("\n", "") == line
+        assert line in screen.conversation.text.replace("\n", "")
+        assert screen.conversation.text.split("\n")[-1] in shown(pilot.app)
+
+    play(desk(*rows, {"end": "stop"}, setup={"context": 400_000}, flags={"ctx": 400_000}), scene)
+
+
+def test_the_reader_stays_where_he_is_while_an_answer_grows(desk: Callable[..., Desk]) -> None:
+    rows = [{"text": f"line {at}\n\n", "delay": 0.01} for at in range(200)]
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        pane = screen.conversation
+        screen.entry.put("go")
+        await pilot.press("enter")
+        await until(pilot, lambda: pane.row_count > 60)
+        assert pane.is_at_end
+        await pilot.press("pageup")
+        row, top = pane.row_count, pane.scroll_offset.y
+        await until(pilot, lambda: pane.row_count > row + 30)
+        assert pane.scroll_offset.y == top
+        await pilot.press("ctrl+end")
+        await finished(pilot, screen)
+        assert pane.is_at_end
+
+    play(desk(*rows, {"end": "stop"}), scene)
+
+
+def test_a_broken_character_is_shown_once_and_breaks_nothing(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen)
+        assert "a\ufffdb" in shown(pilot.app)
+        await pilot.press("ctrl+y")
+        assert pilot.app.clipboard == "a\ufffdb"
+
+    play(desk({"text": "a\ufffd"}, {"text": "b", "end": "stop"}), scene)
+
+
+def test_32_000_tokens_of_thinking_are_kept_whole_in_little_memory(tmp_path: Path) -> None:
+    pieces = [
+        f"Consider case {at}: it may hold, or not, as seen before.\n" for at in range(LONG_TOKENS // PIECE_TOKENS)
+    ]
+    rows: list[dict[str, Any]] = [{"setup": {"context": 40_000}}, {"text": "<think>", "ids": [1]}]
+    rows += [{"text": piece, "ids": list(range(PIECE_TOKENS)), "delay": 0.001} for piece in pieces]
+    rows += [{"text": "</think>"}, {"text": "Done.", "end": "stop"}]
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, f"scripted:{file}@ctx=40000,think=max,loop_guard=false"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=child_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    first, half, whole = seen["rss"]["0"], seen["rss"]["16"], seen["rss"]["32"]
+    assert seen["same"]
+    assert seen["chars"] == sum(map(len, pieces))
+    assert whole - first <= 64 * 2**20
+    assert whole - half <= max(half - first, 8 * 2**20)
