@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slm_local.engine import Engine, open_model
     from slm_local.errors import SlmError
-    from slm_local.generation import AnswerDelta, Done, Message, PromptProgress, Reply, Sampling, Started, ThinkDelta
+    from slm_local.generation import (
+        AnswerDelta,
+        Control,
+        Done,
+        Message,
+        PromptProgress,
+        Reply,
+        Sampling,
+        Started,
+        ThinkDelta,
+        Thinking,
+    )
     from slm_local.session import ChatSession
 
 __version__ = "0.3.0"
@@ -20,6 +31,8 @@ _HOMES = {
     "Engine": "engine",
     "ChatSession": "session",
     "SlmError": "errors",
+    "Control": "generation",
+    "Thinking": "generation",
     "Message": "generation",
     "Sampling": "generation",
     "Started": "generation",
@@ -33,6 +46,7 @@ _HOMES = {
 __all__ = [
     "AnswerDelta",
     "ChatSession",
+    "Control",
     "Done",
     "Engine",
     "Message",
@@ -42,6 +56,7 @@ __all__ = [
     "SlmError",
     "Started",
     "ThinkDelta",
+    "Thinking",
     "__version__",
     "open_model",
 ]

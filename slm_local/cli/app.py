@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from slm_local import __version__
 from slm_local.cli.render import Terminal, standard_terminal
 from slm_local.errors import SlmError, UsageError
+from slm_local.system import ToldToEnd, told_to_end, unwind
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; errors are two lines on stderr."""
     terminal = standard_terminal()
     try:
-        return _invoke(list(sys.argv[1:] if arguments is None else arguments), terminal)
+        with told_to_end(unwind):
+            return _invoke(list(sys.argv[1:] if arguments is None else arguments), terminal)
+    except ToldToEnd as end:
+        return end.exit_code
     except SlmError as error:
         return _tell(terminal, error)
     except BrokenPipeError:  # the reader at the other end has what it wanted
@@ -208,7 +212,14 @@ def _invoke(arguments: list[str], terminal: Terminal) -> int:
 def _print_failure(terminal: Terminal, arguments: list[str], error: UsageError) -> None:
     """Print the object that a script waits for, where it asked for one and the flags could not even be read."""
     form = next((each for each in arguments if each in ("--json", "--jsonl")), None)
-    if form is None or arguments[0] != "run":
+    if form is None or arguments[0] not in ("run", "compare"):
+        return
+    if arguments[0] == "compare":
+        from slm_local.cli.lanes import compared_object
+        from slm_local.compare import Question
+
+        nothing = compared_object(Question(prompt="", expected=None), [])
+        terminal.json({**nothing, "error": asdict(error.record())})
         return
     from slm_local.cli.views import Subject, nothing_yet, reply_object
 

@@ -1,4 +1,4 @@
-"""`slm chat [MODEL]`: a conversation, in the app on a terminal, line by line where there is none or `--plain` is given."""
+"""`slm chat [MODEL]`: a conversation; in the app on a terminal, else or with `--plain` line by line."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from slm_local.forecast import thinking_words
 from slm_local.generation import Control, StreamEvent
 from slm_local.paths import paths
 from slm_local.session import ChatSession
+from slm_local.store import write_new
 from slm_local.system import signalled
 
 LIVE_SETTINGS = (
@@ -204,14 +205,7 @@ class _Chat:
         if not name:
             raise UsageError("/export takes a file", hint="/export chat.md")
         path = Path(name).expanduser()
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(self._session.export_markdown())
-        except FileExistsError:
-            free = next(each for n in range(2, 10_000) if not (each := path.with_stem(f"{path.stem}-{n}")).exists())
-            raise UsageError(f"{path} is there already and stays as it is", hint=f"/export {free}") from None
-        except OSError as error:
-            raise UsageError(f"{path} can't be written: {error.strerror}", hint="/export ~/chat.md") from error
+        write_new(path, self._session.export_markdown(), hint="/export {}")
         self._terminal.say(f"written to {path}", DIM)
 
     def _help(self, _: str) -> None:

@@ -119,6 +119,9 @@ class Conductor:
 
     def _run_at_once(self, supply: Supply) -> None:
         opened = [group for group in iter(supply.next, None) if self._open(group)]
+        for group in opened:
+            if group.engine is not None and len(opened) > 1:
+                group.engine.remembers_speed = False
         with ThreadPoolExecutor(max(1, len(opened)), "compare-lane") as pool:
             running = [pool.submit(self._answer_all, group, len(opened) > 1) for group in opened]
         for each in running:

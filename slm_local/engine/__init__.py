@@ -106,6 +106,8 @@ class Engine:
         self.load_s = 0.0
         self.patience_s: float | None = None
         """How long a person waits for thinking of which nobody said how long it may take; None: to its end."""
+        self.remembers_speed = True
+        """Whether replies tell forecasts how fast this engine reads; False where others compute beside it."""
         self._load_settings = _load_settings(self.plan, choice.settings)
         self._facts: ModelFacts | None = None
         self._on_status = on_status or (lambda text: None)
@@ -203,7 +205,8 @@ class Engine:
                 collector.feed(event)
                 if isinstance(event, Done):
                     event = Done(reply=collector.reply())
-                    self._remember_speed(event.reply)
+                    if self.remembers_speed:
+                        self._remember_speed(event.reply)
                 yield event
 
     def reply(self, request: GenerationRequest | str, control: Control | None = None) -> Reply:

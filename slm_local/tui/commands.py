@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from slm_local.config import KINDS, SAMPLING_FIELDS, setting_name
 from slm_local.errors import UsageError
 from slm_local.notes import chosen_settings, plan_lines, timing_lines
+from slm_local.store import write_new
 
 if TYPE_CHECKING:
     from slm_local.tui.screens.chat import ChatScreen
@@ -80,14 +81,7 @@ def _export(screen: ChatScreen, name: str) -> None:
     if not name:
         raise UsageError("/export takes a file", hint="/export chat.md")
     path = Path(name).expanduser()
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(screen.session.export_markdown())
-    except FileExistsError:
-        free = next(each for n in range(2, 10_000) if not (each := path.with_stem(f"{path.stem}-{n}")).exists())
-        raise UsageError(f"{path} is there already and stays as it is", hint=f"/export {free}") from None
-    except OSError as error:
-        raise UsageError(f"{path} can't be written: {error.strerror}", hint="/export ~/chat.md") from error
+    write_new(path, screen.session.export_markdown(), hint="/export {}")
     screen.say(f"written to {path}")
 
 

@@ -29,6 +29,11 @@ class Frames:
         self.count = 0
 
     @property
+    def is_running(self) -> bool:
+        """Return whether a frame is to come."""
+        return self._timer is not None
+
+    @property
     def interval_s(self) -> float:
         """Return the time from one frame to the next."""
         return min(MAX_FRAME_S, max(FRAME_S, self._cost_s / MAX_SHARE))

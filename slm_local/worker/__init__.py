@@ -105,6 +105,8 @@ class Worker:
         control.on_end_thinking(lambda: inbox.put(_END_THINKING))
         is_over = False
         try:
+            if control.thinking_ended:  # before the start, so that not one token is thought
+                self._send({"op": "end_thinking", "id": request_id})
             self._send({"op": "start", "id": request_id, "request": request})
             for event in self._events(request_id, inbox):
                 is_over = isinstance(event, Done)

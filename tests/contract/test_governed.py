@@ -100,7 +100,7 @@ def test_an_answer_asked_for_before_the_first_token_comes_without_thinking(think
     control.end_thinking()
     heard = hear(thinker, ask(), control)
     assert heard.reply.cut == "user"
-    assert thought_tokens(heard) == 0 or isinstance(thinker, InWorker)  # which hears of it by a message of its own
+    assert thought_tokens(heard) == 0
     assert heard.reply.answer.strip()
     kinds = [type(event) for event in heard.events]
     assert PromptProgress not in kinds[kinds.index(ThinkDelta) :]

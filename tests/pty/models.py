@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from zlib import crc32
 
 Row = dict[str, Any]
+
+VOCABULARY = 2**24
 
 FOREVER_S = 600
 """Longer than any test."""
@@ -16,8 +19,8 @@ def thinking_row(*pieces: str, delay_s: float = 0.0) -> list[Row]:
 
 
 def piece(text: str, delay_s: float = 0.0) -> Row:
-    """Return a row of one token."""
-    return {"text": text, "ids": [1], **({"delay": delay_s} if delay_s else {})}
+    """Return a row of one token; the same text is the same token, since a model that repeats itself is stopped."""
+    return {"text": text, "ids": [crc32(text.encode()) % VOCABULARY], **({"delay": delay_s} if delay_s else {})}
 
 
 STUCK = piece("never", FOREVER_S)

@@ -44,6 +44,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 """Makes the terminal on stdin the one that controls the session, ignores a signal, then becomes the program."""
 
+JOINERS = "\u200c\u200d\ufe0e\ufe0f"
+
 REPORTS = re.compile(rb"\x1b\[\?([\d;]+)([hl])")
 KITTY = re.compile(rb"\x1b\[([><])\d*u")
 ESCAPE = re.compile(
@@ -69,7 +71,7 @@ class OnTerminal:
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.recorded = bytearray()
-        self.screen = pyte.Screen(columns, rows)
+        self.screen = _Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self._heard = 0
         self._mark = uuid.uuid4().hex
@@ -222,6 +224,13 @@ class OnTerminal:
         self.recorded += data
         self._stream.feed(data)
         return bool(data)
+
+
+class _Screen(pyte.Screen):
+    """Leaves out characters that join others: pyte drops what is written behind them."""
+
+    def draw(self, data: str) -> None:
+        super().draw("".join(each for each in data if each not in JOINERS))
 
 
 def _command(process: psutil.Process) -> list[str]:

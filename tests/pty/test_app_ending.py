@@ -76,7 +76,7 @@ def test_while_a_model_is_chosen(start: Start, end: End, code: int) -> None:
 
 
 @pytest.mark.parametrize(("end", "code"), ALL)
-def test_while_a_model_is_fetched(start: Start, hub: HubServer, end: End, code: int) -> None:  # noqa: F811
+def test_while_a_model_is_fetched(start: Start, hub: HubServer, end: End, code: int) -> None:
     serve_tiny(hub)
     hub.faults.add(Fault(stall_after=1_000_000), skip=1, times=None)  # the first request reads the header
     terminal = start("chat", f"hf.co/{TINY_REPO}/blob/main/tiny-reasoner.gguf")

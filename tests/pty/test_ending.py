@@ -83,7 +83,7 @@ def test_while_the_plain_chat_answers(start: Start, script: ScriptWriter, end: E
 
 
 @pytest.mark.parametrize(("end", "code"), [*ENDINGS, INTERRUPT])
-def test_while_it_downloads(start: Start, hub: HubServer, end: End, code: int) -> None:  # noqa: F811
+def test_while_it_downloads(start: Start, hub: HubServer, end: End, code: int) -> None:
     serve_tiny(hub)
     hub.faults.add(Fault(stall_after=1_000_000), skip=1, times=None)  # the first request reads the header
     terminal = start("pull", f"hf.co/{TINY_REPO}/blob/main/tiny-reasoner.gguf", "--yes")

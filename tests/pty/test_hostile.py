@@ -44,7 +44,7 @@ WAYS = [pytest.param(in_app, id="app"), pytest.param(by_run, id="run")]
 
 @pytest.mark.parametrize("ask", WAYS)
 def test_escapes_in_thinking_and_answer_reach_no_terminal(start: Start, script: ScriptWriter, ask: Any) -> None:
-    terminal = ask(start, script, "x", "at last", *thinking_row(HOSTILE), piece(f"{HOSTILE} at last"))
+    terminal = ask(start, script, "x", "at last", *thinking_row(HOSTILE), piece(f"{HOSTILE}\n\nat last"))
     for sequence in FORBIDDEN:
         assert sequence not in terminal.recorded
     assert "]52;c;aGk=" in terminal.text
@@ -53,7 +53,7 @@ def test_escapes_in_thinking_and_answer_reach_no_terminal(start: Start, script: 
 @pytest.mark.parametrize("ask", WAYS)
 def test_an_escape_that_comes_in_pieces_is_none_either(start: Start, script: ScriptWriter, ask: Any) -> None:
     rows = [piece(character) for character in HOSTILE]
-    terminal = ask(start, script, "x", "at last", *thinking_row(*HOSTILE), *rows, piece(" at last"))
+    terminal = ask(start, script, "x", "at last", *thinking_row(*HOSTILE), *rows, piece("\n\nat last"))
     for sequence in FORBIDDEN:
         assert sequence not in terminal.recorded
 
@@ -76,7 +76,9 @@ def test_markup_in_an_error_is_shown_as_it_was_written(start: Start, script: Scr
 
 @pytest.mark.parametrize("ask", WAYS)
 def test_characters_that_come_bit_by_bit_stay_whole(start: Start, script: ScriptWriter, ask: Any) -> None:
-    terminal = ask(start, script, "x", "at last", *thinking_row(*WIDE), *[piece(each) for each in WIDE], piece(" at last"))
+    terminal = ask(
+        start, script, "x", "at last", *thinking_row(*WIDE), *[piece(each) for each in WIDE], piece("\n\nat last")
+    )
     assert "\ufffd" not in terminal.text
     shown = "\n".join(terminal.lines).replace(" ", "")
     for word in ("日本語", "👩", "👧", "한국어", "ｆｕｌｌ"):

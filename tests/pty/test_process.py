@@ -39,9 +39,7 @@ def test_an_engine_that_dies_while_it_loads_is_told_in_the_app(start: Start, scr
     leaves_well(terminal)
 
 
-def test_an_engine_that_dies_while_it_answers_is_told_and_the_chat_goes_on(
-    start: Start, script: ScriptWriter
-) -> None:
+def test_an_engine_that_dies_while_it_answers_is_told_and_the_chat_goes_on(start: Start, script: ScriptWriter) -> None:
     rows: list[Row] = [*SUM, STUCK]
     terminal = start("chat", f"scripted:{script(*rows)}")
     terminal.see("idle")

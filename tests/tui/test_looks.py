@@ -54,12 +54,13 @@ async def shows(pilot: Pilot[None], *, is_unfolded: bool) -> ChatScreen:
     await until(pilot, lambda: isinstance(pilot.app.screen, ChatScreen) and "no model" in shown(pilot.app))
     screen = pilot.app.screen
     assert isinstance(screen, ChatScreen)
+    await until(pilot, lambda: not screen.frames.is_running)
     screen.conversation.drop_all()
     screen.turns.show([("What do 14 pens cost?", REPLY)])
     screen.status.tell(FACTS)
     if is_unfolded:
         await pilot.press("f2")
-    await until(pilot, lambda: "19 tokens/s" in shown(pilot.app))
+    await until(pilot, lambda: "888 of 16,384" in shown(pilot.app))
     await pilot.pause()
     return screen
 

@@ -20,8 +20,8 @@ from slm_local.generation import Control, LoadSettings, ModelFacts
 WARM_UP_TOKENS = 32
 
 PENALTIES = (
-    "OpenVINO's penalties look at the whole text, repeat_last_n aside; those of presence and frequency, which leave the "
-    "prompt out, start anew where thinking is ended"
+    "OpenVINO's penalties look at the whole text, repeat_last_n aside; those of presence and frequency leave the "
+    "prompt out and start anew where thinking is ended"
 )
 
 REREADS = (
@@ -83,15 +83,23 @@ def _go_on(control: Control) -> None:
 
 
 def _warm_up(pipeline: Pipeline, words: Words, control: Control) -> float:
-    """Do the one-time work of a first request: buffers, kernels, the KV cache; return the seconds it took."""
+    """Do the one-time work of a first request and of a first decode; return the seconds that reading the prompt took.
+
+    The first decode alone may take seconds, for its kernels are compiled then.
+    """
     ends = words.end_ids()
     ids = [token % words.size for token in range(WARM_UP_TOKENS)]
-    config = generation_config(genai(), {"do_sample": False}, seed=0, most_tokens=1, end_id=min(ends), end_ids=ends)
+    config = generation_config(genai(), {"do_sample": False}, seed=0, most_tokens=2, end_id=min(ends), end_ids=ends)
     begun = time.perf_counter()
     request = pipeline.start(ids, config)
-    while not any(output.request == request and output.end for output in pipeline.step(control)):
+    read_s: float | None = None
+    while True:
+        for output in pipeline.step(control):
+            if output.request == request and read_s is None and (output.ids or output.end):
+                read_s = time.perf_counter() - begun
+            if output.request == request and output.end:
+                return read_s or 0.0
         _go_on(control)
-    return time.perf_counter() - begun
 
 
 def _facts(source: Source, settings: LoadSettings, pipeline: Pipeline, notes: tuple[str, ...]) -> ModelFacts:

@@ -91,7 +91,7 @@ class ChatScreen(Screen[None]):
         self._thought_before = Thinking()
         """What was asked for before thinking was switched off."""
         self._pressed_s = 0.0
-        self._frames = Frames(self, self._frame)
+        self.frames = Frames(self, self._frame)
 
     def compose(self) -> ComposeResult:
         """Lay out the panes above the entry."""
@@ -169,7 +169,7 @@ class ChatScreen(Screen[None]):
         """Open a model in the place of the one before; the conversation stays."""
         self.stop()
         self._opener.open(reference)
-        self._frames.start()
+        self.frames.start()
 
     @on(Refused)
     def _refused(self, event: Refused) -> None:
@@ -245,7 +245,7 @@ class ChatScreen(Screen[None]):
         self._holder.watch(control)
         awake = self._holder.awake(events)
         self._exchange = Exchange(prompt, awake, control, pace=self._pace, load_s=engine.load_s)
-        self._frames.start()
+        self.frames.start()
         self._tell()
 
     def _frame(self) -> bool:
