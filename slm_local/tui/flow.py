@@ -153,6 +153,7 @@ class FlowView(ScrollView, can_focus=True):
         """Arrange the rows for another width."""
         del event
         self._forget_drawn()
+        self.refresh()
         width = self.scrollable_content_region.width - MARGIN.cell_length
         columns = min(max(width, MIN_COLUMNS), MAX_COLUMNS) if width > 0 else 0
         if columns == self._columns:
@@ -203,7 +204,7 @@ class FlowView(ScrollView, can_focus=True):
     def _tone(self, tone: Tone) -> Style:
         style = self._tones.get(tone)
         if style is None:
-            style = self.rich_style + self.get_component_rich_style(f"flow--{tone}", partial=True)
+            style = self.rich_style + self.get_component_rich_style(f"flow--{tone}")
             self._tones[tone] = style
         return style
 

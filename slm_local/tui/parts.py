@@ -115,7 +115,7 @@ class RichPart:
             self._columns = columns
             console = _console()
             rows = console.render_lines(self._renderable, console.options.update(width=columns), pad=False)
-            self._strips = [Strip(row) for row in rows] or [Strip.blank(0)]
+            self._strips = [Strip(_on_the_pane(row)) for row in rows] or [Strip.blank(0)]
         return len(self._strips)
 
     def estimate(self, columns: int) -> int:
@@ -153,6 +153,26 @@ def _end_of_row(line: str, start: int, columns: int) -> int:
         return start + len(window)
     blank = window.rfind(" ", 0, fits + 1)
     return start + (blank + 1 if blank > 0 else fits)
+
+
+def _on_the_pane(row: list[Segment]) -> list[Segment]:
+    """Return a row on the pane's own background, where Rich asks for the terminal's."""
+    return [Segment(text, _plain(style) if style is not None else None) for text, style, _ in row]
+
+
+@cache
+def _plain(style: Style) -> Style:
+    if style.bgcolor is None or not style.bgcolor.is_default:
+        return style
+    color = None if style.color is None or style.color.is_default else style.color
+    return Style(
+        color=color,
+        bold=style.bold,
+        dim=style.dim,
+        italic=style.italic,
+        underline=style.underline,
+        strike=style.strike,
+    )
 
 
 @cache

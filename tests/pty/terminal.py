@@ -78,6 +78,9 @@ class OnTerminal:
         self._master, terminal = os.openpty()
         self.resize(rows, columns)
         self._modes_before = termios.tcgetattr(terminal)
+        environment = child_environment({"TERM": "xterm-256color", MARK: self._mark, **(variables or {})})
+        for size in ("COLUMNS", "LINES"):
+            environment.pop(size, None)  # a program would believe them more than its terminal
         ignored = "" if ignores is None else str(int(ignores))
         self.process = subprocess.Popen(
             [sys.executable, "-S", "-c", BEGIN, ignored, sys.executable, "-m", "slm_local", *arguments],
@@ -85,7 +88,7 @@ class OnTerminal:
             stdout=terminal,
             stderr=terminal,
             start_new_session=True,
-            env=child_environment({"TERM": "xterm-256color", MARK: self._mark, **(variables or {})}),
+            env=environment,
         )
         os.close(terminal)
 

@@ -60,6 +60,7 @@ async def shows(pilot: Pilot[None], *, is_unfolded: bool) -> ChatScreen:
     screen.status.tell(FACTS)
     if is_unfolded:
         await pilot.press("f2")
+        await until(pilot, lambda: "Step 11: is it 407?" in shown(pilot.app))
     await until(pilot, lambda: "888 of 16,384" in shown(pilot.app))
     await pilot.pause()
     return screen

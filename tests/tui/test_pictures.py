@@ -18,7 +18,7 @@ from slm_local.tui.screens.chats import ChatsScreen
 from slm_local.tui.screens.compare import CompareScreen
 
 DOCS = Path(__file__).parents[2] / "docs"
-PICTURES = sorted(path for path in DOCS.glob("*.svg") if path.stem != "terminal")
+PICTURES = sorted(DOCS.glob("*.svg"))
 MAX_BYTES = 150_000
 
 KEY_NAMES = {"escape": "Esc", "pageup": "PageUp", "pagedown": "PageDown", "end": "End", "up": "Up", "down": "Down"}

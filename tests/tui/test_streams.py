@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from textual.pilot import Pilot
 
@@ -162,3 +163,43 @@ def test_32_000_tokens_of_thinking_are_kept_whole_in_little_memory(tmp_path: Pat
     assert seen["chars"] == sum(map(len, pieces))
     assert whole - first <= 64 * 2**20
     assert whole - half <= max(half - first, 8 * 2**20)
+
+
+@pytest.mark.parametrize("setup", [{"load_fault": "slow"}, {"load_fault": "hang"}])
+def test_leaving_while_a_model_loads_leaves_no_process(desk: Callable[..., Desk], setup: dict[str, Any]) -> None:
+    before = set(psutil.Process().children(recursive=True))
+
+    async def scene(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: set(psutil.Process().children(recursive=True)) - before)
+        await pilot.press("ctrl+q")
+        await until(pilot, lambda: pilot.app._exit)
+
+    play(desk(setup=setup), scene)
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
+    assert not alive
+
+
+def test_leaving_while_a_reply_streams_leaves_no_process(desk: Callable[..., Desk]) -> None:
+    before = set(psutil.Process().children(recursive=True))
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        screen.entry.put("go")
+        await pilot.press("enter")
+        await until(pilot, lambda: "word3" in screen.conversation.text)
+        await pilot.press("ctrl+q")
+        await until(pilot, lambda: pilot.app._exit)
+
+    play(desk(*[{"text": f"word{at} ", "delay": 0.02} for at in range(3000)]), scene)
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
+    assert not alive
+
+
+def test_escape_stops_the_loading_of_a_model(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: "opening" in shown(pilot.app) or "starting" in shown(pilot.app))
+        await pilot.press("escape")
+        await until(pilot, lambda: "the model was not opened" in shown(pilot.app))
+        assert "F4 chooses one" in shown(pilot.app)
+
+    play(desk(setup={"load_fault": "slow"}), scene)
