@@ -287,6 +287,7 @@ class ThinkDelta:
     """Text that thinking grew by."""
 
     text: str
+    """Empty where tokens came that stand for no text of it: the closing tag's."""
     tokens: int
     """Tokens counted as thinking since the last delta, tags and held-back text included."""
     injected: bool = False

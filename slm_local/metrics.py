@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import assert_never
@@ -23,6 +23,9 @@ from slm_local.generation import (
     Usage,
 )
 from slm_local.system import EnergyReading, read_energy
+
+TELLING_DECODE_S = 0.05
+"""Tokens that all came within less tell how the system shared out its time, not how fast the model is."""
 
 SAMPLE_S = 0.5
 """How often energy is read: long before a counter starts anew (minutes at worst), about as often as a battery's gauge
@@ -123,6 +126,15 @@ def prefill_tps(usage: Usage, prefill_s: float) -> float:
     """Return prompt tokens read per second, not counting those found in the KV cache; 0 when there was nothing."""
     read = (usage.prompt_tokens or 0) - (usage.cached_tokens or 0)
     return read / prefill_s if prefill_s > 0.0 else 0.0
+
+
+def telling_tps(replies: Sequence[Timings]) -> float:
+    """Return the speed of all tokens after each reply's first, 0 where they came too fast to tell.
+
+    A mean of speeds would be that of the short replies.
+    """
+    decode_s = sum(each.decode_s for each in replies)
+    return sum(each.decode_tps * each.decode_s for each in replies) / decode_s if decode_s >= TELLING_DECODE_S else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from slm_local.download.places import Record, part_of, place_of, write_record
+from slm_local.model import ModelSpec, Variant
 from tests.conftest import TINY_WEIGHTS
 
 REPO = "maker/model-GGUF"
@@ -16,6 +17,19 @@ OPENVINO_FILES = tuple(
 )
 
 GGUF = (TINY_WEIGHTS / "tiny-reasoner.gguf").read_bytes()
+
+SPLIT_FILE = "parts/model-Q4_0-00001-of-00002.gguf"
+
+SPEC = ModelSpec(
+    id="model",
+    name="Model",
+    variants=(
+        Variant(kind="gguf", quant="Q8_0", repo=REPO, file=FILE),
+        Variant(kind="gguf", quant="Q4_0", repo=REPO, file=SPLIT_FILE),
+        Variant(kind="openvino", quant="int4", repo=OPENVINO_REPO),
+    ),
+)
+"""A model of a registry, in three forms."""
 
 
 def put(path: Path, content: bytes = b"bytes") -> Path:

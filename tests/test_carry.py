@@ -30,22 +30,13 @@ from tests.keeping import (
     OPENVINO_FILES,
     OPENVINO_REPO,
     REPO,
+    SPEC,
     begun,
     fetched,
     fetched_folder,
     left,
     put,
     record_of,
-)
-
-SPEC = ModelSpec(
-    id="model",
-    name="Model",
-    variants=(
-        Variant(kind="gguf", quant="Q8_0", repo=REPO, file=FILE, size_bytes=len(GGUF)),
-        Variant(kind="gguf", quant="Q4_0", repo=REPO, file="parts/model-Q4_0-00001-of-00002.gguf"),
-        Variant(kind="openvino", quant="int4", repo=OPENVINO_REPO),
-    ),
 )
 
 

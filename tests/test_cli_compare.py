@@ -16,6 +16,7 @@ import pytest
 from slm_local.cli import lanes
 from slm_local.cli.render import Terminal
 from slm_local.compare import LaneResult
+from slm_local.compare.measures import measures
 from slm_local.generation import Reply, Timings, Usage
 from slm_local.tiny.heldout import draw_trials
 from tests.command import THINK_THEN_ANSWER, Result, child_environment, slm
@@ -285,7 +286,7 @@ def result(reference: str, lane: int) -> LaneResult:
 
 
 def test_columns_of_which_nothing_is_known_are_left_out() -> None:
-    known = lanes.measures([result("a", 0)])
+    known = measures([result("a", 0)])
     assert {"energy", "cut", "answer"} <= set(known[0])
     assert ("512 J" in known[1], "budget" in known[1], "right" in known[1]) == (True, True, True)
 
@@ -303,7 +304,7 @@ def test_a_table_is_turned_round_or_stacked_rather_than_cut(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     screen = Screen()
-    rows = lanes.measures([result("some/model.gguf", 0), result("some/model.gguf@no-think", 1)])
+    rows = measures([result("some/model.gguf", 0), result("some/model.gguf@no-think", 1)])
     lanes.write_rows(Terminal(screen, io.StringIO(), {"TERM": "dumb"}), rows)
     lines = screen.getvalue().splitlines()
     assert head in lines[0]

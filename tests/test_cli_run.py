@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from slm_local.sanitize import UNSAFE
 from tests.command import THINK_THEN_ANSWER, Result, child_environment, slm, slm_process
 from tests.conftest import ScriptWriter
 
@@ -45,6 +46,17 @@ def model(script: ScriptWriter) -> str:
 
 def lines_of(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
+
+
+def test_json_of_a_reply_carries_hostile_text_exactly_and_as_escapes(slm: Slm, script: ScriptWriter) -> None:
+    answer = "\x9b31mred\u202e]"
+    hostile = f"scripted:{script({'text': answer, 'ids': [1], 'end': 'stop'})}"
+    for words in (("run", hostile, "x", "--json"), ("run", hostile, "x", "--jsonl"), ("history", "show", "--json")):
+        done = slm(*words)
+        assert done.code == 0, done.err
+        assert not UNSAFE.search(done.out)
+        last = json.loads(done.out.splitlines()[-1])
+        assert [each["answer"] for each in last.get("turns", [last])] == [answer]
 
 
 # ---- what is asked

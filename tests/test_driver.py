@@ -257,6 +257,17 @@ def test_a_wish_for_one_request_leaves_the_others_thinking(script: ScriptWriter)
     assert cuts[1] != "user"
 
 
+@pytest.mark.parametrize("more", [{}, {"think_tokens": 3}])
+def test_when_the_answer_begins_all_tokens_of_thinking_were_told(script: ScriptWriter, more: dict[str, int]) -> None:
+    driver = thinker(script(OPEN, {"text": "one "}, *[{"text": f"{at} "} for at in range(5)], END, {"text": "b"}))
+    heard = hear(driver, thought(**more))
+    kinds = [type(event) for event in heard.events]
+    before = heard.events[: kinds.index(AnswerDelta)]
+    told = sum(event.tokens for event in before if isinstance(event, ThinkDelta))
+    assert told == heard.reply.usage.think_tokens
+    assert (heard.reply.usage.tag_tokens or 0) + (heard.reply.usage.injected_tokens or 0) > 1
+
+
 # ---- the room for the answer
 
 

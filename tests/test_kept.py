@@ -20,22 +20,14 @@ from tests.keeping import (
     OPENVINO_FILES,
     OPENVINO_REPO,
     REPO,
+    SPEC,
+    SPLIT_FILE,
     begun,
     fetched,
     fetched_folder,
     left,
     put,
     record_of,
-)
-
-SPEC = ModelSpec(
-    id="model",
-    name="Model",
-    variants=(
-        Variant(kind="gguf", quant="Q8_0", repo=REPO, file=FILE),
-        Variant(kind="gguf", quant="Q4_0", repo=REPO, file="model-Q4_0-00001-of-00002.gguf"),
-        Variant(kind="openvino", quant="int4", repo=OPENVINO_REPO),
-    ),
 )
 
 
@@ -114,7 +106,7 @@ def test_the_quantization_comes_from_the_registry_else_from_the_name(tmp_path: P
 
 def test_a_name_of_the_registry_gives_its_files_finished_or_not_and_those_put_by_hand(tmp_path: Path) -> None:
     fetched(tmp_path)
-    begun(tmp_path, file="model-Q4_0-00001-of-00002.gguf")
+    begun(tmp_path, file=SPLIT_FILE)
     put(tmp_path / "mine" / FILE)
     fetched(tmp_path, file="other-Q5_K_M.gguf")
     found = kept_of(resolved(), (SPEC,), tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from slm_local.generation import AnswerDelta, Done, PromptProgress, Reply, Started, ThinkDelta, Timings, Usage
-from slm_local.metrics import Collector, prefill_tps
+from slm_local.metrics import Collector, prefill_tps, telling_tps
 
 
 class Clock:
@@ -65,3 +65,8 @@ def test_nothing_yet_is_zero_and_no_division() -> None:
 def test_the_prefill_rate_leaves_cached_tokens_out(cached: int, expected: float) -> None:
     assert prefill_tps(Usage(prompt_tokens=50, cached_tokens=cached), 2.0) == expected
     assert prefill_tps(Usage(prompt_tokens=50), 0.0) == 0.0
+
+
+def test_tokens_that_came_at_once_tell_no_speed_and_a_longer_reply_tells_the_more() -> None:
+    assert telling_tps([Timings(decode_s=0.04, decode_tps=900.0)]) == 0.0
+    assert telling_tps([Timings(decode_s=1.0, decode_tps=10.0), Timings(decode_s=3.0, decode_tps=30.0)]) == 25.0

@@ -10,11 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slm_local.engine import Engine, open_model
+from slm_local.engine import Engine, choose, open_model
 from slm_local.errors import PromptTooLong, WorkerCrashed
 from slm_local.generation import AnswerDelta, Control, Started, ThinkDelta
 from slm_local.paths import paths
@@ -215,6 +216,23 @@ def test_a_chat_is_found_again_by_the_reference_of_its_last_model(engine: Engine
     assert store.chat(1).model == "r1-8b"
     list(session.send("second"))
     assert store.chat(1).model == engine.reference
+
+
+def test_a_path_is_kept_in_full_with_its_settings_and_a_name_as_typed(
+    tiny_reasoner: Path, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.gguf").write_bytes(tiny_reasoner.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for reference, kept in (
+        ("./mine.gguf@no-think", f"{tmp_path / 'mine.gguf'}@no-think"),
+        ("mine.gguf", str(tmp_path / "mine.gguf")),
+        ("tiny-reasoner", "tiny-reasoner"),
+    ):
+        with Engine(choose(reference)) as opened:
+            session = ChatSession(opened, store=store, kind="run")
+            next(session.send("What is 47 + 38?"))
+            assert session.chat is not None
+            assert store.chat(session.chat).model == kept
 
 
 # ---- whatever happens to the store

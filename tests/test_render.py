@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import signal
 import threading
@@ -35,6 +36,7 @@ from slm_local.generation import (
 from slm_local.markdown.blocks import Block, BlockSplitter
 from slm_local.markdown.rendering import rendered
 from slm_local.pump import Pacer
+from slm_local.sanitize import UNSAFE
 
 MARKDOWN = r"""# Title
 Some **bold** text with `code`, \(x_1 + x_2\) and \[ \frac{a}{b} \\ c \], 5 \* 3
@@ -202,6 +204,15 @@ def test_without_a_terminal_or_with_no_color_or_dumb_there_are_no_escapes() -> N
         view.feed(AnswerDelta(text="yes \x9b2J\u202e", tokens=1), 0.0)
         view.close(Outcome(reply=reply()))
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", out.getvalue() + err.getvalue())
+
+
+def test_json_has_the_exact_text_and_nothing_that_a_terminal_acts_on() -> None:
+    value = {"a\u202e": '\x9b31m \x1b[2J \x7f \u202e \u2028 \U000e0041 \ud800 é "\\ 🧠'}
+    for out in (io.StringIO(), Screen()):
+        Terminal(out, io.StringIO(), {}).json(value)
+        assert not UNSAFE.search(out.getvalue())
+        assert "é" in out.getvalue()
+        assert json.loads(out.getvalue()) == value
 
 
 def test_an_error_is_one_line_and_its_hint_another() -> None:

@@ -79,7 +79,6 @@ def _at_the_desk(teller: Teller, reference: str | None, kept: Kept | None) -> in
         chat=kept.id if kept else None,
         files=files,
         pace=None if flags.pace is None else flags.tokens_per_s(None) or 0.0,
-        keeps_awake=settings.keep_awake,
         bell=settings.bell,
     )
     return run_desk(desk)

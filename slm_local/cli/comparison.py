@@ -15,6 +15,7 @@ from slm_local.cli.render import DIM, RED, YELLOW, Terminal
 from slm_local.cli.stream import View, noted_presses, play
 from slm_local.cli.views import PlainView, Subject
 from slm_local.compare import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question, compare, draw_seed, verdicts
+from slm_local.compare.measures import Rows, answers, footnotes, mean_measures, measures
 from slm_local.config import Settings
 from slm_local.engine import Offer
 from slm_local.errors import Interrupted
@@ -253,25 +254,25 @@ class Comparison:
         """Write what it came to: tables, or Markdown, and what thinking bought."""
         self.results.sort(key=lambda each: (each.prompt, each.lane))
         is_one = len(self.questions) == 1
-        table = lanes.measures(self.results) if is_one else lanes.mean_measures(self.results)
+        table = measures(self.results) if is_one else mean_measures(self.results)
         bought = [] if is_one else [each.sentence for each in verdicts(self.results)]
         if self.form == "md":
             self._write_markdown(table, bought)
             return
         if not is_one:
-            lanes.write_rows(self.terminal, lanes.answers(self.questions, self.results))
+            lanes.write_rows(self.terminal, answers(self.questions, self.results))
             self.terminal.line()
         lanes.write_rows(self.terminal, table)
-        for line in (*lanes.footnotes(self.results), *([""] if bought else []), *bought):
+        for line in (*footnotes(self.results), *([""] if bought else []), *bought):
             self.terminal.paragraph(line, rest="  ") if line else self.terminal.line()
         if self.flags.verbose:
             for reason in dict.fromkeys(each.no_joules for each in self.results if each.no_joules):
                 self.terminal.say(f"energy was not read: {reason}", DIM)
 
-    def _write_markdown(self, table: lanes.Rows, bought: Sequence[str]) -> None:
+    def _write_markdown(self, table: Rows, bought: Sequence[str]) -> None:
         asked = self.questions[0].prompt if len(self.questions) == 1 else f"{len(self.questions)} prompts, means"
         quoted = "\n".join(f"> {line}".rstrip() for line in asked.splitlines())
-        parts = [quoted, lanes.markdown_table(table).rstrip(), *lanes.footnotes(self.results), *bought]
+        parts = [quoted, lanes.markdown_table(table).rstrip(), *footnotes(self.results), *bought]
         parts.append(f"slm {__version__} · {machine_line(probe())}")
         for part in parts:
             self.terminal.line(part)

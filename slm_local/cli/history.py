@@ -15,7 +15,6 @@ from slm_local.cli.kept import (
     exported,
     found_line,
     hit_object,
-    json_text,
     list_cells,
     row_object,
     show_chat,
@@ -48,7 +47,7 @@ def list_chats(context: typer.Context, limit: Limit = None, json: Json = False) 
             rows = store.chats()
     shown = rows[: _limit(limit, json)]
     if json:
-        terminal.write(json_text([row_object(row) for row in shown]) + "\n")
+        terminal.json([row_object(row) for row in shown])
         return 0
     if shown:
         terminal.table(list_cells(shown, terminal), head=HEAD)
@@ -70,7 +69,7 @@ def show(
     with _opened(terminal) as store:
         (chat,) = _chosen(store, [number] if number is not None else [], everything=False)
     if json:
-        terminal.write(json_text(chat_object(chat)) + "\n")
+        terminal.json(chat_object(chat))
         return 0
     left_out = show_chat(terminal, chat, with_thinking=thinking, with_undone=everything)
     if left_out:
@@ -95,7 +94,7 @@ def search(
             terminal.say("this Python's SQLite has no full-text search (FTS5): every text was read", DIM)
     shown = hits[: _limit(limit, json)]
     if json:
-        terminal.write(json_text([hit_object(hit) for hit in shown]) + "\n")
+        terminal.json([hit_object(hit) for hit in shown])
         return 0
     for hit in shown:
         terminal.write(found_line(terminal, hit) + "\n")

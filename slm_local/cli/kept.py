@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from slm_local.cli.render import DIM, YELLOW, Terminal, columns_of, rule
-from slm_local.sanitize import UNSAFE, one_line, visible
+from slm_local.cli.render import DIM, YELLOW, Terminal, columns_of, json_text, rule
+from slm_local.sanitize import one_line, visible
 from slm_local.store import (
     Chat,
     ChatRow,
@@ -47,7 +47,7 @@ def row_object(row: ChatRow) -> dict[str, Any]:
 def list_cells(rows: Sequence[ChatRow], terminal: Terminal) -> list[list[str]]:
     """Return the list in the columns of `HEAD`; on a terminal models and titles are cut where they must be."""
     is_cut = terminal.out_is_terminal
-    models = [_cut(one_line(row.model), MODEL_COLUMNS) if is_cut else one_line(row.model) for row in rows]
+    models = [_cut_model(one_line(row.model)) if is_cut else one_line(row.model) for row in rows]
     lines = [
         [str(row.id), when(row.updated_at), row.kind, str(row.turn_count), model]
         for row, model in zip(rows, models, strict=True)
@@ -62,6 +62,11 @@ def _cut(text: str, columns: int) -> str:
     while columns_of(text) > columns:
         text = text.rstrip("…")[:-1] + "…"
     return text
+
+
+def _cut_model(reference: str) -> str:
+    """Cut a reference where it must be: of a path the end tells the most."""
+    return _cut(reference[::-1], MODEL_COLUMNS)[::-1] if os.path.isabs(reference) else _cut(reference, MODEL_COLUMNS)
 
 
 def when(moment: datetime) -> str:
@@ -117,21 +122,15 @@ def exported(chats: Sequence[Chat], form: str, *, with_thinking: bool) -> tuple[
         values = [chat_object(chat) for chat in chats]
         for turn in (turn for value in values for turn in value["turns"] if not with_thinking):
             del turn["thinking"]
-        return json_text(values) + "\n", ""
+        return json_text(values, 2) + "\n", ""
     if form == "jsonl":
         lines = [each for chat in chats if (each := messages_object(chat, with_thinking=with_thinking))]
         left_out = sum(not is_example(turn) for chat in chats for turn in chat.turns)
         remark = f"left out: {left_out} of the turns, undone, answered anew or not answered to the end"
-        return "".join(json_text(each, indent=None) + "\n" for each in lines), remark if left_out else ""
+        return "".join(json_text(each) + "\n" for each in lines), remark if left_out else ""
     undone = sum(turn.state in UNDONE for chat in chats for turn in chat.turns)
     remark = f"left out: {undone} of the turns, undone or answered anew · --format json has them"
     return "\n".join(_markdown(chat, with_thinking) for chat in chats), remark if undone else ""
-
-
-def json_text(value: Any, indent: int | None = 2) -> str:
-    """Return a value as JSON with the exact text, in which whatever a terminal may not be shown is an escape."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    return UNSAFE.sub(lambda match: json.dumps(match.group())[1:-1], text)
 
 
 def _markdown(chat: Chat, with_thinking: bool) -> str:

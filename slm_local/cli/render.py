@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from unicodedata import combining, east_asian_width
 
 from slm_local.errors import SlmError
-from slm_local.sanitize import one_line, visible
+from slm_local.sanitize import UNSAFE, one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,8 +75,7 @@ class Terminal:
 
     def json(self, value: Any, *, is_line: bool = False) -> None:
         """Write a value as JSON to stdout, with the exact text: on one line, unless a person reads it."""
-        indent = 2 if self.out_is_terminal and not is_line else None
-        self.write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+        self.write(json_text(value, 2 if self.out_is_terminal and not is_line else None) + "\n")
 
     def table(self, rows: Sequence[Sequence[str]], *, head: Sequence[str] = ()) -> None:
         """Write rows as columns that line up, the head first, without lines between."""
@@ -190,6 +189,12 @@ def standard_terminal() -> Terminal:
 def can_ask(terminal: Terminal) -> bool:
     """Tell whether there is a person who sees a question and has a key to press."""
     return sys.stdin is not None and sys.stdin.isatty() and terminal.err_is_terminal
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON with the exact text, in which whatever a terminal may not be shown is an escape."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return UNSAFE.sub(lambda match: json.dumps(match.group())[1:-1], text)
 
 
 def columns_of(text: str) -> int:

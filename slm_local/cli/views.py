@@ -181,14 +181,14 @@ class JsonLinesView:
         self._subject = subject
 
     def feed(self, event: StreamEvent, at_s: float) -> None:
-        """Write the event, but for the last one, which waits for `close`, and the prompt's progress."""
+        """Write an event with text, and the first; the last one waits for `close`."""
         match event:
             case Started():
                 self._write("started", {**self._subject.values(), **asdict(event)})
-            case ThinkDelta() | AnswerDelta():
+            case ThinkDelta() | AnswerDelta() if event.text:
                 injected = {"injected": True} if event.injected else {}
                 self._write("think" if isinstance(event, ThinkDelta) else "answer", {"text": event.text, **injected})
-            case PromptProgress() | Done():
+            case ThinkDelta() | AnswerDelta() | PromptProgress() | Done():
                 pass
             case _:
                 assert_never(event)

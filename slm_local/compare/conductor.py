@@ -229,7 +229,7 @@ class Conductor:
         recorder = Recorder(self._wishes.store, kind="compare")
         facts = facts_of(lane.maker.plan, request)
         try:
-            with recorder.turn(prompt, model=lane.reference, system=lane.maker.system, facts=facts) as record:
+            with recorder.turn(prompt, model=lane.maker.reference, system=lane.maker.system, facts=facts) as record:
                 for event in events:
                     record.feed(event)
                     yield event

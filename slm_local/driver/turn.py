@@ -43,6 +43,10 @@ class Turn:
         """Whether what is injected next is a nudge behind the closing tag: no part of thinking or answer."""
         self._unsaid_answer = 0
         """Tokens of the answer that wait with held-back text."""
+        self._said_thinking = 0
+        """Tokens of thinking that events have carried."""
+        self._is_bridged = False
+        """Whether the thinking said last was injected."""
 
     def end_thinking(self) -> None:
         """Have thinking end as soon as there is any."""
@@ -130,15 +134,25 @@ class Turn:
         return self._rule.governor.cut
 
     def _events(self, deltas: Sequence[Delta]) -> list[StreamEvent]:
-        """Pass thinking on, and of the answer what can't belong to a stop string."""
+        """Pass thinking on, and of the answer what can't belong to a stop string.
+
+        The closing tag's tokens, which no text carries, come before the answer: whoever counts them as they come then
+        has the count of the usage.
+        """
         events: list[StreamEvent] = []
         for delta in deltas:
             if isinstance(delta, ThinkDelta):
+                self._said_thinking += delta.tokens
+                self._is_bridged = delta.injected
                 events.append(delta)
                 continue
             self._unsaid_answer += delta.tokens
             text = self._stops.feed(delta.text)
             if text:
+                unsaid = (self._usage().think_tokens or 0) - self._said_thinking
+                if self._said_thinking and unsaid:
+                    self._said_thinking += unsaid
+                    events.append(ThinkDelta(text="", tokens=unsaid, injected=self._is_bridged))
                 events.append(replace(delta, text=text, tokens=self._unsaid_answer))
                 self._unsaid_answer = 0
         return self._collected(events)

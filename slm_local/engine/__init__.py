@@ -97,7 +97,7 @@ class Engine:
 
     def __init__(self, choice: Choice, *, on_status: Status | None = None) -> None:
         self.reference = choice.reference
-        """As it was typed."""
+        """As it was typed, but a path in full: kept with a conversation, it is read in another folder."""
         self.spec = choice.spec
         self.settings = choice.settings
         self.notes = choice.notes

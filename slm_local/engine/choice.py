@@ -27,7 +27,7 @@ class Meaning:
     """The model that a reference names, its variants that are on this disk, and remarks."""
 
     reference: str
-    """As it was typed."""
+    """As it was typed, but a path in full."""
     spec: ModelSpec
     settings: Settings
     here: tuple[Variant, ...]
@@ -50,7 +50,7 @@ def mean(reference: str, *, settings: Settings | None = None, registry: Registry
     resolved = registry.resolve(reference)
     settings = settings or load_settings({}, reference_settings=resolved.settings)
     spec, here, notes = _spec_here(resolved, settings, registry)
-    return Meaning(reference=reference, spec=spec, settings=settings, here=here, notes=notes)
+    return Meaning(reference=resolved.lasting, spec=spec, settings=settings, here=here, notes=notes)
 
 
 def choose(reference: str, *, settings: Settings | None = None, registry: Registry | None = None) -> Choice:

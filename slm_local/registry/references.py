@@ -55,6 +55,15 @@ class Resolved:
     """What hung on the reference, as written; a flag such as `no-think` has the value ""."""
     notes: tuple[str, ...] = ()
 
+    @property
+    def lasting(self) -> str:
+        """Return the reference as it means the same in every folder: a path in full."""
+        if self.path is None or self.kind not in ("path", "openvino"):
+            return self.reference
+        written = self.reference.strip()
+        name, _ = split_settings(written)
+        return os.path.abspath(self.path) + written[len(name) :]
+
 
 def split_settings(reference: str) -> tuple[str, Mapping[str, str]]:
     """Cut what hangs on a reference off it; an `@` inside a path or an address hangs nothing."""

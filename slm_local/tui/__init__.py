@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slm_local.system import signalled, told_to_end
 from slm_local.tui.desk import Desk
 
 __all__ = ["Desk", "run_desk"]
@@ -13,7 +14,8 @@ def run_desk(desk: Desk) -> int:
 
     app = DeskApp(desk)
     try:
-        app.run()
+        with told_to_end(app.leave, hears_interrupts=True), signalled(app.answer_now):
+            app.run()
     finally:
         app.close()
     return app.return_code or 0

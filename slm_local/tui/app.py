@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from textual.actions import ActionParseResult
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.dom import DOMNode
+from textual.driver import Driver
 from textual.screen import Screen
 
 from slm_local.errors import SlmError
@@ -18,7 +20,10 @@ from slm_local.tui.desk import Desk
 from slm_local.tui.entry import hear_alt_enter
 from slm_local.tui.holding import Holder
 from slm_local.tui.screens.chat import ChatScreen
+from slm_local.tui.screens.compare import CompareScreen
 from slm_local.tui.screens.help import HelpScreen
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DeskApp(App[None]):
@@ -35,14 +40,26 @@ class DeskApp(App[None]):
         super().__init__()
         self.desk = desk
         self.holder = Holder(desk)
+        self._told: int | None = None
+        """The exit code with which the system told the app to end."""
         hear_alt_enter()
+
+    def get_driver_class(self) -> type[Driver]:
+        """Return what stands between the app and this system's terminal."""
+        usual = super().get_driver_class()
+        if usual.__name__ != "LinuxDriver":
+            return usual
+        from slm_local.tui.driver import SteadyDriver
+
+        return SteadyDriver
 
     def on_mount(self) -> None:
         """Open the first screen."""
+        if self._told is not None:
+            self._leave()
+            return
         self.push_screen(ChatScreen(self.desk, self.holder))
         if self.desk.compare:
-            from slm_local.tui.screens.compare import CompareScreen
-
             self.push_screen(CompareScreen(self.desk, self.desk.compare, None))
 
     async def run_action(
@@ -75,6 +92,30 @@ class DeskApp(App[None]):
                 key = self.get_key_display(binding)
                 yield SystemCommand(binding.description, key, partial(self.run_action, binding.action, active.node))
         yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Copy a text as it is, by the terminal; a lone surrogate, which no terminal takes, as U+FFFD."""
+        super().copy_to_clipboard(LONE_SURROGATE.sub("\ufffd", text))
+
+    def leave(self, exit_code: int) -> None:
+        """End the app with this exit code; for a signal's handler, perhaps before the app has begun."""
+        self._told = exit_code
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._leave)
+
+    def answer_now(self) -> None:
+        """Ask for the answer now, wherever something thinks; for a signal's handler."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._answer_now)
+
+    def _answer_now(self) -> None:
+        for screen in self.screen_stack:
+            if isinstance(screen, ChatScreen | CompareScreen):
+                screen.action_answer_now()
+
+    def _leave(self) -> None:
+        self.close()
+        self.exit(return_code=self._told or 0)
 
     def close(self) -> None:
         """Cancel whatever runs and end every child process; may be called more than once."""

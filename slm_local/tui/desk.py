@@ -29,8 +29,6 @@ class Desk:
     """Texts put before the first prompt."""
     pace: float | None = None
     """Tokens a second at which replies are shown, 0 for as they come; None: the embedded models' own pace."""
-    keeps_awake: bool = True
-    """Whether the machine is kept from sleeping while it generates or downloads."""
     bell: bool = False
     """Whether a bell rings when an answer begins after a long wait."""
     compare: tuple[str, ...] = ()

@@ -39,6 +39,8 @@ class Entry(TextArea, inherit_bindings=False):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *KEPT,
+        Binding("enter", "send", "Send; on the empty line while it thinks: answer now", show=False),
+        Binding("alt+enter,ctrl+j", "break_line", "Break the line; so does a backslash before Enter", show=False),
         Binding("up", "earlier", "Earlier prompt", show=False),
         Binding("down", "later", "Later prompt", show=False),
     ]
@@ -84,6 +86,15 @@ class Entry(TextArea, inherit_bindings=False):
         self._folded[sign] = text
         return sign
 
+    def action_send(self) -> None:
+        """Give the text away; it stays until it is taken."""
+        self.post_message(self.Sent(self.text))
+
+    def action_break_line(self) -> None:
+        """Begin a new line."""
+        start, end = self.selection
+        self._replace_via_keyboard("\n", start, end)
+
     def action_earlier(self) -> None:
         """Go up a row, or to the prompt before."""
         if self._row() == 0 and (text := self._entries.earlier(self.text)) is not None:
@@ -103,13 +114,13 @@ class Entry(TextArea, inherit_bindings=False):
             return  # the text area's own handler comes next
         event.stop()
         event.prevent_default()
-        if event.key == "enter" and not self._ends_in_backslash():
-            self.post_message(self.Sent(self.text))
-            return
-        if event.key == "enter":
+        if event.key != "enter":
+            self.action_break_line()
+        elif self._ends_in_backslash():
             self.action_delete_left()
-        start, end = self.selection
-        self._replace_via_keyboard("\n", start, end)
+            self.action_break_line()
+        else:
+            self.action_send()
 
     async def _on_paste(self, event: events.Paste) -> None:
         if len(event.text) > MAX_SHOWN:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 from slm_local.config import Settings, load_settings
 from slm_local.engine import Confirm, Engine, OnFetch, Status, open_model
 from slm_local.errors import Interrupted
-from slm_local.generation import Control, StreamEvent
-from slm_local.system import kept_awake
+from slm_local.generation import Control
 from slm_local.thinking import PATIENCE_S
 from slm_local.tui.desk import Desk
 
@@ -40,16 +38,15 @@ class Holder:
         Errors: those of `open_model`; the engine before stays, without its child, which starts again when it is asked.
         """
         self.let_go()
-        with kept_awake(is_wanted=self._desk.keeps_awake):
-            engine = open_model(
-                reference,
-                settings=self.settings(reference),
-                registry=self._desk.registry,
-                on_status=on_status,
-                confirm=confirm,
-                on_fetch=on_fetch,
-                control=control,
-            )
+        engine = open_model(
+            reference,
+            settings=self.settings(reference),
+            registry=self._desk.registry,
+            on_status=on_status,
+            confirm=confirm,
+            on_fetch=on_fetch,
+            control=control,
+        )
         engine.patience_s = PATIENCE_S
         with self._lock:
             if not self._is_closed:
@@ -57,11 +54,6 @@ class Holder:
                 return engine
         engine.close()
         raise Interrupted("the app was closed")
-
-    def awake(self, events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
-        """Keep the machine from sleeping until the last event was read."""
-        with kept_awake(is_wanted=self._desk.keeps_awake):
-            yield from events
 
     def watch(self, control: Control) -> None:
         """Have a control cancelled when everything ends."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, assert_never
 
 from slm_local.generation import AnswerDelta, Done, PromptProgress, Reply, Started, StreamEvent, ThinkDelta
+from slm_local.metrics import telling_tps
 
 Phase = Literal["waiting", "reading", "thinking", "answering", "ended"]
 
@@ -78,7 +79,7 @@ class ReplyMeter:
         self.phase = "ended"
         self.think_tokens = reply.usage.think_tokens or self.think_tokens
         self.answer_tokens = reply.usage.answer_tokens or self.answer_tokens
-        self._rate = reply.timings.decode_tps or None
+        self._rate = telling_tps([reply.timings]) or None
 
     def words(self, now_s: float) -> str:
         """Return what is going on."""

@@ -80,11 +80,19 @@ class Worker:
         inbox = self._inboxes[0]
         control.on_cancel(lambda: inbox.put(_CANCEL))
         self._send({"op": "load", "settings": settings})
+        try:
+            return self._loaded(inbox, begun, on_wait)
+        except BaseException:
+            self.kill()  # whatever it does now, nobody waits for it
+            raise
+
+    def _loaded(
+        self, inbox: queue.SimpleQueue[Any], begun: float, on_wait: Callable[[float, float | None], None]
+    ) -> ModelFacts:
         fraction: float | None = None
         while True:
             message = self._next(inbox, wait_s=0.1)
             if message is _CANCEL:
-                self.kill()
                 raise Interrupted("loading was stopped")
             if message is not None:
                 if message["op"] == "loaded":

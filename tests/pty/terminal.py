@@ -71,6 +71,8 @@ class OnTerminal:
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.recorded = bytearray()
+        self.draws = True
+        """Whether the screen follows what is written; a large one that changes all the time costs seconds."""
         self.screen = _Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self._heard = 0
@@ -96,9 +98,10 @@ class OnTerminal:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        for each in [*self.children(), self.process]:
-            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        for each in self.children():
+            with suppress(psutil.NoSuchProcess):
                 each.kill()
+        self.process.kill()
         self.process.wait()
         if self._master >= 0:
             os.close(self._master)
@@ -149,6 +152,12 @@ class OnTerminal:
     def type(self, keys: str | bytes) -> None:
         """Send keys."""
         os.write(self._master, keys.encode() if isinstance(keys, str) else keys)
+
+    def redraw(self, rows: int, columns: int) -> None:
+        """Give the terminal another size and wait until something was written for it."""
+        before = len(self.recorded)
+        self.resize(rows, columns)
+        self.wait(lambda: len(self.recorded) > before, "nothing was drawn")
 
     def resize(self, rows: int, columns: int) -> None:
         """Give the terminal another size."""
@@ -225,11 +234,12 @@ class OnTerminal:
         except OSError:  # Linux says EIO when nobody holds the other side
             data = b""
         self.recorded += data
-        self._stream.feed(data)
+        if self.draws:
+            self._stream.feed(data)
         return bool(data)
 
 
-class _Screen(pyte.Screen):
+class _Screen(pyte.Screen):  # type: ignore[misc]
     """Leaves out characters that join others: pyte drops what is written behind them."""
 
     def draw(self, data: str) -> None:

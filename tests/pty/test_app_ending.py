@@ -14,7 +14,7 @@ from tests.hub.server import HubServer
 from tests.pty.conftest import Start
 from tests.pty.models import END, STUCK, SUM, piece
 from tests.pty.terminal import OnTerminal
-from tests.pty.test_ending import ENDINGS, End, is_clean, told
+from tests.pty.test_ending import CLOSED, HANGUP, TOLD, End, is_clean, told
 
 __all__ = ["hub"]
 
@@ -27,11 +27,9 @@ def keys(*typed: str) -> Callable[[OnTerminal], None]:
     return press
 
 
-ALL = [
-    *ENDINGS,
-    pytest.param(told(signal.SIGINT), 130, id="interrupted by a signal"),
-    pytest.param(keys("\x11"), 0, id="Ctrl+Q"),
-]
+BY_SIGNAL = pytest.param(told(signal.SIGINT), 130, id="interrupted by a signal")
+QUIT = pytest.param(keys("\x11"), 0, id="Ctrl+Q")
+ALL = [TOLD, HANGUP, CLOSED, BY_SIGNAL, QUIT]
 
 
 def app_with(start: Start, script: ScriptWriter, *rows: dict[str, object], **options: object) -> OnTerminal:
@@ -40,12 +38,12 @@ def app_with(start: Start, script: ScriptWriter, *rows: dict[str, object], **opt
     return terminal
 
 
-@pytest.mark.parametrize(("end", "code"), ALL)
+@pytest.mark.parametrize(("end", "code"), [TOLD, CLOSED])
 def test_while_it_is_idle(start: Start, script: ScriptWriter, end: End, code: int) -> None:
     is_clean(app_with(start, script, END), end, code)
 
 
-@pytest.mark.parametrize(("end", "code"), ALL)
+@pytest.mark.parametrize(("end", "code"), [HANGUP, QUIT])
 def test_while_it_thinks(start: Start, script: ScriptWriter, end: End, code: int) -> None:
     terminal = app_with(start, script, piece("<think>"), piece("let me see"), STUCK)
     terminal.type("What is 47 + 38?\r")
@@ -68,14 +66,14 @@ def test_while_a_model_is_loaded(start: Start, script: ScriptWriter, end: End, c
     is_clean(terminal, end, code)
 
 
-@pytest.mark.parametrize(("end", "code"), ALL)
+@pytest.mark.parametrize(("end", "code"), [TOLD, QUIT])
 def test_while_a_model_is_chosen(start: Start, end: End, code: int) -> None:
     terminal = start("chat")
     terminal.see("tiny-reasoner")
     is_clean(terminal, end, code)
 
 
-@pytest.mark.parametrize(("end", "code"), ALL)
+@pytest.mark.parametrize(("end", "code"), [TOLD, CLOSED, QUIT])
 def test_while_a_model_is_fetched(start: Start, hub: HubServer, end: End, code: int) -> None:
     serve_tiny(hub)
     hub.faults.add(Fault(stall_after=1_000_000), skip=1, times=None)  # the first request reads the header

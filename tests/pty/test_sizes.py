@@ -11,7 +11,7 @@ from tests.pty.models import END, piece, thinking_row
 WORDS = ["".join(Random(seed).choices("abcdefghijklmnopqrstuvwxyz", k=8)) for seed in range(300)]
 """A model that repeats itself would be stopped."""
 
-STORM = ((1, 1), (12, 40), (300, 300), (3, 2), (70, 250), (1, 200), (200, 1), (5, 10), (60, 200))
+STORM = ((1, 1), (12, 40), (100, 300), (3, 2), (1, 200), (200, 1), (5, 10), (60, 100))
 
 
 def test_a_storm_of_sizes_breaks_nothing_in_the_app(start: Start, script: ScriptWriter) -> None:
@@ -21,15 +21,15 @@ def test_a_storm_of_sizes_breaks_nothing_in_the_app(start: Start, script: Script
     terminal.see("idle")
     terminal.type("x\r")
     terminal.hear(WORDS[0])
+    terminal.draws = False
     for rows, columns in STORM:
-        written = len(terminal.recorded)
-        terminal.resize(rows, columns)
-        terminal.wait(lambda written=written: len(terminal.recorded) > written, "it draws nothing")
+        terminal.redraw(rows, columns)
+    terminal.hear(WORDS[-1])
+    terminal.draws = True
+    terminal.redraw(70, 200)
     terminal.see("idle")
     terminal.type("\x1bOQ")  # F2
-    terminal.see(WORDS[99])
-    shown = "\n".join(terminal.lines)
-    assert [word for word in WORDS if word not in shown] == []
+    terminal.wait(lambda: set(WORDS) <= set(terminal.shown.split()), "text was lost")
     terminal.type("\x11")
     assert terminal.end() == 0
     assert terminal.left_modes() == set()

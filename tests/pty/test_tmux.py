@@ -85,7 +85,7 @@ def test_a_question_is_thought_about_and_answered_in_two_panes(tmux: Tmux, colum
     tmux.keys("F2")
     screen = tmux.until(lambda screen: "─thinking─" in screen and "─conversation─" in screen)
     thinking, conversation = panes(screen, columns)
-    assert re.search(r"7 \+ 8", thinking)
+    assert "47+38" in thinking.replace(" ", "")
     assert "What is 47 + 38?" in conversation
     assert re.search(r"\b85\b", conversation.split("What is 47 + 38?")[1])
     tmux.keys("C-q")

@@ -76,9 +76,9 @@ def test_each_lane_shows_its_own_answer_and_the_table_what_it_took(desk: Desk, t
         assert "What is 47 + 38?" in text
         assert "It is 85." in text
         assert "About 85." in text
-        assert "none" in row(text, "thinking")
         assert "7 tokens" in row(text, "thinking")
-        assert row(text, "end").split() == ["end", "stop", "stop"]
+        assert row(text, "thinking").split()[-1] == "-"
+        assert row(text, "finish").split() == ["finish", "stop", "stop"]
 
     play(desk, scene, WIDE)
 
@@ -111,7 +111,7 @@ def test_escape_stops_the_lanes_and_then_goes_back(desk: Desk, endless: str, tal
         await until(pilot, lambda: "word7" in shown(pilot.app))
         await pilot.press("escape")
         await until(pilot, lambda: not screen.is_comparing)
-        await until(pilot, lambda: "cancelled" in row(shown(pilot.app), "end"))
+        await until(pilot, lambda: "cancelled" in row(shown(pilot.app), "finish"))
         await pilot.press("escape")
         await until(pilot, lambda: pilot.app.screen is below)
 
@@ -153,8 +153,8 @@ def test_another_model_is_chosen_where_there_is_only_one(desk: Desk, thinker: st
         await pilot.press("enter")
         await until(pilot, lambda: "thinking" in shown(pilot.app) and not screen.is_comparing)
         text = shown(pilot.app)
-        assert "tiny-reasoner" in row(text, "end") or "tiny-reasoner" in text
-        assert row(text, "end").split().count("stop") == 2
+        assert "tiny-reasoner" in row(text, "finish") or "tiny-reasoner" in text
+        assert row(text, "finish").split().count("stop") == 2
 
     play(desk, scene, WIDE)
 

@@ -29,6 +29,7 @@ from slm_local.tui.entry import Entry
 from slm_local.tui.exchange import Exchange
 from slm_local.tui.frames import Frames
 from slm_local.tui.holding import Holder
+from slm_local.tui.news import news
 from slm_local.tui.opening import Opened, Opener, Refused
 from slm_local.tui.showing import Showing
 from slm_local.tui.status import StatusLine, status_facts
@@ -171,11 +172,11 @@ class ChatScreen(Screen[None]):
         self._opener.open(reference)
         self.frames.start()
 
-    @on(Refused)
+    @news(Refused)
     def _refused(self, event: Refused) -> None:
         self._opener.end()
         if isinstance(event.error, Interrupted):
-            self.say("the model was not opened", "F4 chooses one")
+            self.say(f"the model was not opened: {event.error.message}", "F4 chooses one")
         else:
             self.say(event.error.message, event.error.hint, is_warning=True)
         if self._prompt_in_wait is not None:
@@ -183,7 +184,7 @@ class ChatScreen(Screen[None]):
             self._prompt_in_wait = None
         self._tell()
 
-    @on(Opened)
+    @news(Opened)
     def _opened(self, event: Opened) -> None:
         engine = event.engine
         try:
@@ -243,8 +244,7 @@ class ChatScreen(Screen[None]):
         if not engine.settings.hide_thinking and self.session.think.mode != "off":
             self._unfold(is_unfolded=True)
         self._holder.watch(control)
-        awake = self._holder.awake(events)
-        self._exchange = Exchange(prompt, awake, control, pace=self._pace, load_s=engine.load_s)
+        self._exchange = Exchange(prompt, events, control, pace=self._pace, load_s=engine.load_s)
         self.frames.start()
         self._tell()
 

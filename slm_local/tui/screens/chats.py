@@ -19,6 +19,7 @@ from slm_local.errors import SlmError
 from slm_local.sanitize import one_line, visible
 from slm_local.store import Chat, ChatRow, Hit, Store
 from slm_local.tui.flow import FlowView
+from slm_local.tui.news import news
 from slm_local.tui.parts import Part, TextPart
 from slm_local.tui.screens.confirm import ConfirmScreen
 from slm_local.tui.screens.picking import Entry, Picker
@@ -121,11 +122,11 @@ class ChatsScreen(ModalScreen[int | None]):
             message = self.Failed(SlmError(f"a bug of slm: {type(error).__name__}: {error}"))
         self.post_message(message)
 
-    @on(Removed)
-    def _removed(self) -> None:
+    @news(Removed)
+    def _removed(self, _: Removed) -> None:
         self._find(self.query_one(Picker).text)
 
-    @on(Found)
+    @news(Found)
     def _found(self, event: Found) -> None:
         picker = self.query_one(Picker)
         if event.text == picker.text:
@@ -134,11 +135,11 @@ class ChatsScreen(ModalScreen[int | None]):
             self.query_one("#about", Static).update(one_line(about))
             picker.show(event.entries)
 
-    @on(Failed)
+    @news(Failed)
     def _failed(self, event: Failed) -> None:
         self.query_one("#about", Static).update(one_line(event.error.message))
 
-    @on(Read)
+    @news(Read)
     def _shown(self, event: Read) -> None:
         if self.query_one(Picker).pointed == str(event.chat.id):
             preview = self.query_one(FlowView)

@@ -193,6 +193,11 @@ class CompareScreen(Screen[None]):
         """Lay the table out anew."""
         self._show_measures()
 
+    def action_answer_now(self) -> None:
+        """End the thinking of whatever thinks, so that the answers begin."""
+        if self._run is not None:
+            self._run.control.end_thinking()
+
     def _show_measures(self) -> None:
         if self._results and self._run is None:
             columns = self.size.width - TABLE_FRAME
@@ -206,7 +211,7 @@ class CompareScreen(Screen[None]):
     @on(Entry.Sent)
     def _sent(self, event: Entry.Sent) -> None:
         if self._run is not None and not event.text.strip():
-            self._run.control.end_thinking()
+            self.action_answer_now()
         elif self._run is not None:
             self.notify("they still answer; Escape stops them", markup=False)
         elif len(self._references) < 2:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from textual import on
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -22,6 +21,7 @@ from slm_local.forecast import STAGES, offer_lines, pace
 from slm_local.generation import Control
 from slm_local.sanitize import shell_word, visible
 from slm_local.selector import gigabytes
+from slm_local.tui.news import news
 
 BOX = """
     & > Vertical { width: 100%; max-width: 100; height: auto; max-height: 100%; background: $surface; padding: 1 2; }
@@ -97,7 +97,7 @@ class FetchScreen(ModalScreen[None]):
         self._control.cancel()
         self.query_one("#stage", Static).update("stopping")
 
-    @on(Came)
+    @news(Came)
     def _came(self, event: Came) -> None:
         progress = event.progress
         self.query_one(ProgressBar).update(total=progress.total_bytes or None, progress=progress.done_bytes)

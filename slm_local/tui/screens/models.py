@@ -22,6 +22,7 @@ from slm_local.hardware import measured_probe, probe
 from slm_local.paths import paths
 from slm_local.registry import Registry
 from slm_local.sanitize import one_line, visible
+from slm_local.tui.news import news
 from slm_local.tui.screens.picking import Entry, Picker
 
 PLACES = ("here", "fits this machine", "whether it fits is not known", "too large for this machine")
@@ -95,11 +96,11 @@ class ModelsScreen(ModalScreen[str | None]):
             raise Interrupted("the screen is gone")
         self.post_message(self.Told(text))
 
-    @on(Told)
+    @news(Told)
     def _told(self, event: Told) -> None:
         self.query_one("#about", Static).update(one_line(event.text))
 
-    @on(Listed)
+    @news(Listed)
     def _listed(self, event: Listed) -> None:
         self._rows = event.rows
         self.query_one("#about", Static).update(one_line(event.machine))
