@@ -24,7 +24,7 @@ SPEC = ModelSpec(
     id="model",
     name="Model",
     variants=(
-        Variant(kind="gguf", quant="Q8_0", repo=REPO, file=FILE),
+        Variant(kind="gguf", quant="Q8_0", repo=REPO, file=FILE, size_bytes=len(GGUF)),
         Variant(kind="gguf", quant="Q4_0", repo=REPO, file=SPLIT_FILE),
         Variant(kind="openvino", quant="int4", repo=OPENVINO_REPO),
     ),

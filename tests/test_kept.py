@@ -110,7 +110,7 @@ def test_a_name_of_the_registry_gives_its_files_finished_or_not_and_those_put_by
     put(tmp_path / "mine" / FILE)
     fetched(tmp_path, file="other-Q5_K_M.gguf")
     found = kept_of(resolved(), (SPEC,), tmp_path)
-    assert [(each.quant, each.is_whole) for each in found] == [("Q4_0", False), ("Q8_0", True), ("Q8_0", True)]
+    assert [(each.quant, each.is_whole) for each in found] == [("Q8_0", True), ("Q4_0", False), ("Q8_0", True)]
 
 
 def test_a_hub_reference_gives_what_its_repository_has_here(tmp_path: Path) -> None:

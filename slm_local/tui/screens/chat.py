@@ -11,7 +11,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.screen import Screen
-from textual.widgets import Footer
 
 from slm_local.config import REPL, with_setting
 from slm_local.engine import Engine
@@ -27,6 +26,7 @@ from slm_local.tui.endings import notes_of
 from slm_local.tui.entries import Entries
 from slm_local.tui.entry import Entry
 from slm_local.tui.exchange import Exchange
+from slm_local.tui.footer import Keys
 from slm_local.tui.frames import Frames
 from slm_local.tui.holding import Holder
 from slm_local.tui.news import news
@@ -103,7 +103,7 @@ class ChatScreen(Screen[None]):
             yield conversation
         yield Entry(Entries(paths().data / "history"), id="entry")
         yield StatusLine(id="status")
-        yield Footer(compact=True, show_command_palette=False)
+        yield Keys()
 
     def on_mount(self) -> None:
         """Open the model, or ask for one."""

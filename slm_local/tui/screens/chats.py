@@ -13,12 +13,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from slm_local.errors import SlmError
 from slm_local.sanitize import one_line, visible
 from slm_local.store import Chat, ChatRow, Hit, Store
 from slm_local.tui.flow import FlowView
+from slm_local.tui.footer import Keys
 from slm_local.tui.news import news
 from slm_local.tui.parts import Part, TextPart
 from slm_local.tui.screens.confirm import ConfirmScreen
@@ -85,7 +86,7 @@ class ChatsScreen(ModalScreen[int | None]):
             with Horizontal(id="panes"):
                 yield Picker("words of what was asked, thought or answered")
                 yield FlowView()
-            yield Footer()
+            yield Keys()
 
     def on_mount(self) -> None:
         """Begin with all chats."""

@@ -14,7 +14,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from slm_local.compare import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question, compare
 from slm_local.errors import SlmError
@@ -24,6 +24,7 @@ from slm_local.sanitize import visible
 from slm_local.tui.desk import Desk
 from slm_local.tui.entries import Entries
 from slm_local.tui.entry import Entry
+from slm_local.tui.footer import Keys
 from slm_local.tui.frames import Frames
 from slm_local.tui.holding import Holder
 from slm_local.tui.reply import ReplyView
@@ -110,7 +111,7 @@ class CompareScreen(Screen[None]):
         with VerticalScroll(id="measures"):
             yield Static(markup=False)
         yield Entry(Entries(paths().data / "history"))
-        yield Footer()
+        yield Keys()
 
     def on_mount(self) -> None:
         """Begin, with what there is to begin with."""

@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Footer, ProgressBar, Static
+from textual.widgets import ProgressBar, Static
 
 from slm_local.download.values import FetchProgress
 from slm_local.engine import Offer
@@ -21,12 +21,13 @@ from slm_local.forecast import STAGES, offer_lines, pace
 from slm_local.generation import Control
 from slm_local.sanitize import shell_word, visible
 from slm_local.selector import gigabytes
+from slm_local.tui.footer import Keys
 from slm_local.tui.news import news
 
 BOX = """
     & > Vertical { width: 100%; max-width: 100; height: auto; max-height: 100%; background: $surface; padding: 1 2; }
     VerticalScroll { height: auto; }
-    Footer { dock: none; }
+    Keys { dock: none; }
     &.-low > Vertical { height: 100%; padding: 0 1; }
     &.-low VerticalScroll { height: 1fr; }
 """
@@ -55,7 +56,7 @@ class ConfirmScreen(ModalScreen[bool]):
             with VerticalScroll():
                 yield Static(visible("\n".join(self._lines)), markup=False)
             yield Static(visible(self._question), markup=False)
-            yield Footer()
+            yield Keys()
 
 
 class OfferScreen(ConfirmScreen):
@@ -90,7 +91,7 @@ class FetchScreen(ModalScreen[None]):
             yield ProgressBar(show_eta=False)
             yield Static(id="stage", markup=False)
             yield Static(id="message", markup=False)
-            yield Footer()
+            yield Keys()
 
     def action_stop(self) -> None:
         """Stop the download; the screen goes when it has ended."""

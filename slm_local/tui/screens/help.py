@@ -11,7 +11,9 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.dom import DOMNode
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
+
+from slm_local.tui.footer import Keys
 
 OURS = "slm_local."
 """Where our own classes come from; other widgets' keys (arrows, editing) are those of any text field."""
@@ -34,7 +36,7 @@ class HelpScreen(ModalScreen[None]):
         with Vertical():
             with VerticalScroll():
                 yield Static(self._table(), markup=False)
-            yield Footer()
+            yield Keys()
 
     def _table(self) -> Content:
         below = self.app.screen_stack[-2]

@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from slm_local.errors import Interrupted
@@ -22,6 +22,7 @@ from slm_local.hardware import measured_probe, probe
 from slm_local.paths import paths
 from slm_local.registry import Registry
 from slm_local.sanitize import one_line, visible
+from slm_local.tui.footer import Keys
 from slm_local.tui.news import news
 from slm_local.tui.screens.picking import Entry, Picker
 
@@ -69,7 +70,7 @@ class ModelsScreen(ModalScreen[str | None]):
         with Vertical():
             yield Static("looking for models…", id="about", markup=False)
             yield Picker("a model, or part of its name · hf:owner/repo · a file")
-            yield Footer()
+            yield Keys()
 
     def on_mount(self) -> None:
         """Begin to look around."""
