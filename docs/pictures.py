@@ -77,7 +77,7 @@ async def code(pilot: Pilot[None]) -> None:
 
 async def comparison(pilot: Pilot[None]) -> None:
     """Show the riddle's comparison, with what it took."""
-    await pilot.app.push_screen(CompareScreen(pilot.app.desk, ("tiny-reasoner", "tiny-direct"), RIDDLE))
+    await pilot.app.push_screen(CompareScreen(pilot.app.holder, ("tiny-reasoner", "tiny-direct"), RIDDLE))
     await until(pilot, "peak memory")
     await pilot.press("f2")
     await pilot.pause()

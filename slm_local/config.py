@@ -78,6 +78,12 @@ class Settings:
 
 SAMPLING_FIELDS = tuple(each.name for each in fields(SamplingOverrides))
 
+LIVE_SETTINGS = (
+    *SAMPLING_FIELDS,
+    *("max_tokens", "stop", "system", "think", "answer_reserve", "loop_guard", "hide_thinking"),
+)
+"""What can be changed while a model is open; the rest is fixed when it is loaded."""
+
 MAX_THREADS = 512
 """GGML_MAX_N_THREADS of llama.cpp."""
 

@@ -109,7 +109,8 @@ class Collector:
         first, last, started = self._first_token_at, self._last_token_at, self._started_at
         prefill_s = first - started if first is not None and started is not None else 0.0
         decode_s = last - first if first is not None and last is not None else 0.0
-        decoded = (usage.think_tokens or 0) + (usage.answer_tokens or 0) - 1
+        injected = usage.injected_tokens or 0  # read like a prompt, not decoded
+        decoded = (usage.think_tokens or 0) + (usage.answer_tokens or 0) - injected - 1
         return Timings(
             load_s=self._load_s,
             prefill_s=prefill_s,

@@ -151,8 +151,11 @@ def _reply_end(reply: Reply, context_tokens: int, max_tokens: int | None) -> Not
             return None
 
 
-def lowered(started: Started, think: Thinking, max_tokens: int | None) -> Note | None:
-    """Return that there was room for less thinking than was asked for, or for none; None where it was as asked."""
+def lowered(started: Started, think: Thinking, max_tokens: int | None, longest_tokens: int) -> Note | None:
+    """Return that there was room for less thinking than was asked for, or for none; None where it was as asked.
+
+    `longest_tokens` is the longest context that the model was made for.
+    """
     if think.mode != "open" or think.max_tokens == 0:
         return None
     if started.think_state == "closed":
@@ -162,7 +165,9 @@ def lowered(started: Started, think: Thinking, max_tokens: int | None) -> Note |
     text = f"there was room for {started.think_tokens:,} of the {think.max_tokens:,} tokens of thinking asked for"
     if max_tokens is not None and max_tokens < started.context_tokens - (started.prompt_tokens or 0):
         return Note(text, f"--max-tokens {max_tokens + think.max_tokens}")
-    return Note(text, f"--ctx {2 * started.context_tokens}")
+    if started.context_tokens >= longest_tokens:
+        return Note(f"{text}: this model's context is {longest_tokens:,} tokens")
+    return Note(text, f"--ctx {min(2 * started.context_tokens, longest_tokens)}")
 
 
 def outgrown(plan: Plan, reply: Reply) -> str | None:

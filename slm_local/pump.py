@@ -16,6 +16,9 @@ from slm_local.metrics import Collector
 
 Delta = ThinkDelta | AnswerDelta
 
+EMBEDDED_PACE = 60.0
+"""Tokens a second at which the embedded models are shown: their own speed is too fast to be watched."""
+
 PACE_BURST_S = 0.2
 """How much of its rate a pacer may save up: enough for two frames, too little to be seen as a jump."""
 

@@ -139,7 +139,7 @@ def test_ctrl_c_still_stops_while_keys_are_heard(spawn: Spawn, script: ScriptWri
 
 
 @needs_posix
-@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", -15), ("SIGHUP", -1), ("SIGQUIT", -3)])
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129), ("SIGQUIT", -3)])
 def test_the_echo_comes_back_however_it_ends(spawn: Spawn, script: ScriptWriter, sent: str, code: int) -> None:
     child = spawn("-c", OUTLIVING, "-m", "slm_local", "run", f"scripted:{script(*ENDLESS)}", "x", "--no-loop-guard")
     child.expect(r"pid (\d+)")

@@ -97,16 +97,19 @@ def test_thinking_and_answer_that_both_ended_early_say_so_both() -> None:
 
 def test_too_little_room_for_thinking_says_so_to_who_gave_the_limit() -> None:
     started = Started(prompt_tokens=400, cached_tokens=0, context_tokens=512, think_state="open", think_tokens=32)
-    note = notes.lowered(started, read_thinking("256"), None)
+    note = notes.lowered(started, read_thinking("256"), None, 4096)
     assert note is not None
     assert note.text == "there was room for 32 of the 256 tokens of thinking asked for"
     assert note.hint == "--ctx 1024"
-    bounded = notes.lowered(started, read_thinking("256"), 64)
+    longest = notes.lowered(started, read_thinking("256"), None, 512)
+    assert longest is not None
+    assert (longest.text.endswith("this model's context is 512 tokens"), longest.hint) == (True, None)
+    bounded = notes.lowered(started, read_thinking("256"), 64, 4096)
     assert bounded is not None
     assert bounded.hint == "--max-tokens 320"
-    assert notes.lowered(started, read_thinking("32"), None) is None
-    assert notes.lowered(started, patient(Thinking(), 180.0, decode_tps=10.0, context_tokens=16384), None) is None
-    closed = notes.lowered(replace(started, think_state="closed"), read_thinking("256"), None)
+    assert notes.lowered(started, read_thinking("32"), None, 4096) is None
+    assert notes.lowered(started, patient(Thinking(), 180.0, decode_tps=10.0, context_tokens=16384), None, 4096) is None
+    closed = notes.lowered(replace(started, think_state="closed"), read_thinking("256"), None, 4096)
     assert closed is not None
     assert closed.text == "the model's chat template closes thinking: --think 256 changes nothing"
 

@@ -82,10 +82,16 @@ def prompt_too_long(
     kept = answer_tokens + closing_tokens
     enough = min(prompt_tokens + max(ANSWER_ROOM_TOKENS, kept), longest_tokens)
     is_possible = prompt_tokens + max(1, kept) <= enough
+    room = context_tokens - prompt_tokens - closing_tokens
+    hint = f"shorten it: this model reads {longest_tokens:,} tokens at most"
+    if is_possible:
+        hint = f"--ctx {enough}"
+    elif answer_tokens > room > 0:
+        hint = f"--answer-reserve {room}"
     what = f", {answer_tokens:,} of them for the answer and {closing_tokens:,} to end thinking" if kept else ""
     return PromptTooLong(
         f"the prompt has {prompt_tokens:,} tokens and the context holds {context_tokens:,}{what}",
-        hint=f"--ctx {enough}" if is_possible else f"shorten it: this model reads {longest_tokens:,} tokens at most",
+        hint=hint,
     )
 
 

@@ -18,6 +18,7 @@ from slm_local.forecast import limit_words
 from slm_local.generation import Control, StreamEvent
 from slm_local.hardware import probe
 from slm_local.paths import paths
+from slm_local.pump import EMBEDDED_PACE
 from slm_local.registry import Registry, find_local, load_registry
 from slm_local.selector import suggest
 from slm_local.session import ChatSession
@@ -26,9 +27,6 @@ from slm_local.thinking import PATIENCE_S
 
 if TYPE_CHECKING:
     from slm_local.store import Store
-
-EMBEDDED_PACE = 60.0
-"""Tokens a second at which the embedded models are shown: their own speed is too fast to be watched."""
 
 Form = Literal["text", "json", "jsonl"]
 
@@ -142,7 +140,9 @@ class Teller:
         think, context = engine.thinking(), engine.plan.context_tokens
         limit = engine.settings.max_tokens
         endings = notes.endings(outcome.reply, think, context, limit)
-        lowered = notes.lowered(outcome.started, think, limit) if outcome.started and engine.spec.thinks else None
+        lowered = None
+        if outcome.started is not None and engine.spec.thinks:
+            lowered = notes.lowered(outcome.started, think, limit, engine.facts.trained_context_tokens)
         outgrown = None if self.flags.quiet else notes.outgrown(engine.plan, outcome.reply)
         for note in (*([lowered] if lowered else []), *endings):
             self.terminal.say(note.text, YELLOW if note.is_warning else DIM)

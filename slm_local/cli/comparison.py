@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, assert_never
 
 from slm_local import __version__, notes
 from slm_local.cli import lanes
-from slm_local.cli.answering import EMBEDDED_PACE, Teller
+from slm_local.cli.answering import Teller
 from slm_local.cli.fetching import confirm
 from slm_local.cli.options import Flags
 from slm_local.cli.render import DIM, RED, YELLOW, Terminal
@@ -23,6 +23,7 @@ from slm_local.forecast import machine_line
 from slm_local.generation import Control, Reply, StreamEvent, Thinking
 from slm_local.hardware import probe
 from slm_local.model import Plan
+from slm_local.pump import EMBEDDED_PACE
 from slm_local.registry import Registry
 from slm_local.system import can_type_lines
 

@@ -13,7 +13,7 @@ from slm_local.cli.keeping import Kept
 from slm_local.cli.lines import Lines
 from slm_local.cli.prompt import file_text
 from slm_local.cli.render import DIM, Terminal
-from slm_local.config import KINDS, REPL, SAMPLING_FIELDS, setting_name, with_setting
+from slm_local.config import KINDS, LIVE_SETTINGS, REPL, setting_name, with_setting
 from slm_local.errors import PromptTooLong, SlmError, UsageError
 from slm_local.forecast import thinking_words
 from slm_local.generation import Control, StreamEvent
@@ -21,12 +21,6 @@ from slm_local.paths import paths
 from slm_local.session import ChatSession
 from slm_local.store import write_new
 from slm_local.system import signalled
-
-LIVE_SETTINGS = (
-    *SAMPLING_FIELDS,
-    *("max_tokens", "stop", "system", "think", "answer_reserve", "loop_guard", "hide_thinking"),
-)
-"""What `/set` can change while a model is open; the rest is fixed when it is loaded."""
 
 
 def talk(teller: Teller, reference: str, kept: Kept | None = None) -> int:

@@ -60,7 +60,7 @@ class DeskApp(App[None]):
             return
         self.push_screen(ChatScreen(self.desk, self.holder))
         if self.desk.compare:
-            self.push_screen(CompareScreen(self.desk, self.desk.compare, None))
+            self.push_screen(CompareScreen(self.holder, self.desk.compare))
 
     async def run_action(
         self,

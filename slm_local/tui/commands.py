@@ -7,16 +7,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slm_local.config import KINDS, SAMPLING_FIELDS, setting_name
+from slm_local.config import KINDS, LIVE_SETTINGS, setting_name
 from slm_local.errors import UsageError
-from slm_local.notes import chosen_settings, plan_lines, timing_lines
+from slm_local.forecast import thinking_words
+from slm_local.notes import chosen_settings, plan_lines, think_words, timing_lines, unused_thinking
 from slm_local.store import write_new
 
 if TYPE_CHECKING:
     from slm_local.tui.screens.chat import ChatScreen
-
-LIVE_SETTINGS = (*SAMPLING_FIELDS, "max_tokens", "stop", "system", "think", "hide_thinking")
-"""What can be changed while a model is open; the rest is fixed when it is loaded."""
 
 
 def run_command(screen: ChatScreen, entry: str) -> None:
@@ -29,10 +27,12 @@ def run_command(screen: ChatScreen, entry: str) -> None:
 
 
 def _think(screen: ChatScreen, word: str) -> None:
+    engine = screen.session.engine
     if word:
         screen.set_live("think", word)
+        screen.say(unused_thinking(engine) or f"think {think_words(engine)}")
     else:
-        screen.action_switch_thinking()
+        screen.say("\n".join((f"think {think_words(engine)}", *thinking_words(engine.plan))), "/think WORD")
 
 
 def _set(screen: ChatScreen, text: str) -> None:

@@ -38,6 +38,11 @@ class Exchange:
         """Return whether the person stopped it."""
         return self._control.cancelled
 
+    @property
+    def is_hurried(self) -> bool:
+        """Return whether the answer was asked for before the thinking ended."""
+        return self._control.thinking_ended
+
     def take(self) -> list[tuple[float, StreamEvent]]:
         """Return the events that are due to be shown, each with the time at which it came."""
         taken = self._pacer.take(self._pump.waiting, time.perf_counter())

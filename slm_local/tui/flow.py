@@ -47,7 +47,10 @@ class FlowView(ScrollView, can_focus=True):
         overflow-y: scroll;
         scrollbar-size-vertical: 1;
         & > .flow--prompt { color: $primary; text-style: bold; }
-        & > .flow--remark { color: $text-muted; }
+        scrollbar-background: $surface;
+        scrollbar-background-hover: $surface;
+        scrollbar-background-active: $surface;
+        & > .flow--remark { color: $foreground 60%; }
         & > .flow--warning { color: $text-warning; }
         & > .flow--hint { color: $text-accent; }
     }
@@ -63,6 +66,10 @@ class FlowView(ScrollView, can_focus=True):
         """The row at which each part begins."""
         self._is_laid: list[bool] = []
         self._columns = 0
+        self._follows = True
+        """Whether the reader was at the end before the pane's size changed."""
+        self._known_size = Size(0, 0)
+        """The size that the rows were arranged for."""
         self._drawn: LRUCache[int, Strip] = LRUCache(KEPT_ROWS)
         self._looks: tuple[int, Style] | None = None
         self._tones: dict[Tone, Style] = {}
@@ -91,7 +98,7 @@ class FlowView(ScrollView, can_focus=True):
 
     def replace(self, first: int, parts: Sequence[Part]) -> None:
         """Put `parts` in the place of all from the one numbered `first` on."""
-        follows = self.is_at_end
+        follows = self._follows or self.is_at_end
         row = self._tops[first] if first < len(self._parts) else self.row_count
         self._parts[first:] = parts
         self._is_laid[first:] = [False] * len(parts)
@@ -100,13 +107,13 @@ class FlowView(ScrollView, can_focus=True):
 
     def exchange(self, old: Part, new: Part) -> None:
         """Put a part in the place of another."""
-        at, follows = next(n for n, part in enumerate(self._parts) if part is old), self.is_at_end
+        at, follows = next(n for n, part in enumerate(self._parts) if part is old), self._follows or self.is_at_end
         self._parts[at], self._is_laid[at] = new, False
         self._show_change(at, self._tops[at], follows=follows)
 
     def grow(self) -> None:
         """Show that the last part grew at its end."""
-        follows = self.is_at_end
+        follows = self._follows or self.is_at_end
         self._is_laid[-1] = False
         self._show_change(len(self._parts) - 1, max(self._tops[-1], self.row_count - 1), follows=follows)
 
@@ -152,26 +159,29 @@ class FlowView(ScrollView, can_focus=True):
     def on_resize(self, event: events.Resize) -> None:
         """Arrange the rows for another width."""
         del event
+        self._known_size = self.size
         self._forget_drawn()
         self.refresh()
         width = self.scrollable_content_region.width - MARGIN.cell_length
         columns = min(max(width, MIN_COLUMNS), MAX_COLUMNS) if width > 0 else 0
         if columns == self._columns:
-            self._resize(follows=True)
+            self._resize(follows=self._follows)
             return
-        follows = self.is_at_end
-        top = self.part_at(self.scroll_offset.y)
+        follows, top = self._follows, self.part_at(self.scroll_offset.y)
+        share = (self.scroll_offset.y - self._tops[top]) / max(1, self._heights[top]) if top is not None else 0.0
         self._columns = columns
         self._is_laid = [False] * len(self._parts)
         self._arrange(0)
         self._resize(follows=follows)
         if not follows and top is not None:
-            self.scroll_to(y=self._tops[top], animate=False)
+            self.scroll_to(y=self._tops[top] + int(share * self._heights[top]), animate=False)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Lay out what comes into view."""
         super().watch_scroll_y(old_value, new_value)
         self._lay_visible()
+        if self.size == self._known_size:  # else it is not the reader who scrolls
+            self._follows = self.is_at_end
 
     def _show_change(self, first: int, row: int, *, follows: bool) -> None:
         """Arrange the parts from `first` on, of which the rows from `row` on are new."""
@@ -229,6 +239,7 @@ class FlowView(ScrollView, can_focus=True):
         self._tell_height()
         while follows and self.scroll_offset.y != self.max_scroll_y:  # what comes into view may prove higher
             self.scroll_to(y=self.max_scroll_y, animate=False, immediate=True)
+        self._follows = follows
         self._lay_visible()
 
     def _tell_height(self) -> None:

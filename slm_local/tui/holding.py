@@ -19,7 +19,7 @@ class Holder:
     """Owns the desk's engine. Any thread may call it."""
 
     def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+        self.desk = desk
         self._lock = threading.Lock()
         self._controls: list[Control] = []
         self._is_closed = False
@@ -27,8 +27,8 @@ class Holder:
 
     def settings(self, reference: str) -> Settings:
         """Return the settings that apply to a reference. Errors: `UnknownModel`, `UsageError`, `ConfigError`."""
-        own = self._desk.registry.resolve(reference).settings
-        return load_settings(self._desk.flags, reference_settings=own)
+        own = self.desk.registry.resolve(reference).settings
+        return load_settings(self.desk.flags, reference_settings=own)
 
     def open(
         self, reference: str, *, control: Control, on_status: Status, confirm: Confirm, on_fetch: OnFetch
@@ -41,7 +41,7 @@ class Holder:
         engine = open_model(
             reference,
             settings=self.settings(reference),
-            registry=self._desk.registry,
+            registry=self.desk.registry,
             on_status=on_status,
             confirm=confirm,
             on_fetch=on_fetch,

@@ -49,6 +49,14 @@ class ReplyMeter:
         span_s = self._last_s - self._first_s if self._first_s is not None else 0.0
         return (self.think_tokens + self.answer_tokens) / span_s if span_s >= MIN_RATE_S else None
 
+    @property
+    def reread_s(self) -> float | None:
+        """Return about how long prompt and thoughts would take to be read again, None before that can be told."""
+        prompt_tokens = self.started.prompt_tokens if self.started is not None else None
+        if not prompt_tokens or self._first_s is None:
+            return None
+        return (self._first_s - self.begun_s) * (1 + self.think_tokens / prompt_tokens)
+
     def feed(self, event: StreamEvent, at_s: float) -> None:
         """Take an event that came at `at_s`."""
         match event:
@@ -89,7 +97,7 @@ class ReplyMeter:
             case "reading":
                 return f"reading the prompt {self._read:.0%}".replace("%", " %")
             case "thinking":
-                return f"thinking {self.counts(now_s)}"
+                return f"thinking {self.counts(now_s, self.started.think_tokens if self.started is not None else None)}"
             case "answering":
                 return "answering"
             case "ended":
@@ -104,10 +112,10 @@ class ReplyMeter:
         state = f"{generated:,} tokens" if self.phase == "ended" else self.words(now_s)
         return " · ".join(filter(None, (state, speed)))
 
-    def counts(self, now_s: float | None = None) -> str:
-        """Return how much was thought for how long; `now_s` None: until it ended."""
+    def counts(self, now_s: float | None = None, limit: int | None = None) -> str:
+        """Return how much was thought, of how much that may be, for how long; `now_s` None: until it ended."""
         until_s = self._think_until_s if now_s is None else now_s
-        return thought_counts(self.think_tokens, until_s - (self._think_begun_s or until_s))
+        return thought_counts(self.think_tokens, until_s - (self._think_begun_s or until_s), limit)
 
     def _note_token(self, at_s: float) -> None:
         if self._first_s is None:
@@ -115,8 +123,9 @@ class ReplyMeter:
         self._last_s = at_s
 
 
-def thought_counts(tokens: int | None, seconds: float | None) -> str:
+def thought_counts(tokens: int | None, seconds: float | None, limit: int | None = None) -> str:
     """Return how much was thought for how long, as far as it is known."""
-    counts = "" if tokens is None else f"{tokens:,} {'token' if tokens == 1 else 'tokens'}"
+    most = f" of {limit:,}" if limit is not None else ""
+    counts = "" if tokens is None else f"{tokens:,}{most} {'token' if tokens == 1 and not most else 'tokens'}"
     took = "" if seconds is None else f"{seconds:.0f} s" if seconds >= 10.0 else f"{seconds:.1f} s"
     return " · ".join(filter(None, (counts, took)))

@@ -14,8 +14,7 @@ Handler = Callable[[Any, Any], None]
 
 
 def news(kind: type[Message]) -> Callable[[Handler], Handler]:
-    """Have a screen's method called with messages of a kind, but not when it goes, or came when the app was going already:
-    then its widgets are not there."""
+    """Have a screen's method called with messages of a kind, but not while screen or app go: its widgets are gone."""
 
     def decorate(handler: Handler) -> Handler:
         @on(kind)

@@ -8,7 +8,9 @@ from rich.cells import cell_len
 from textual.content import Content
 from textual.widgets import Static
 
+from slm_local.engine import Engine
 from slm_local.sanitize import one_line
+from slm_local.selector import duration
 from slm_local.session import ChatSession
 from slm_local.tui.meter import ReplyMeter
 
@@ -28,6 +30,8 @@ class StatusFacts:
     thinks: str = ""
     """How the next prompt will be thought about."""
     state: str = "idle"
+    hint: str = ""
+    """What can be done about it."""
 
 
 class StatusLine(Static):
@@ -56,7 +60,7 @@ class StatusLine(Static):
         """Return the line for a width."""
         facts = self._facts
         speed = f"{facts.tokens_per_s:.0f} tokens/s" if facts.tokens_per_s is not None else ""
-        state = one_line(facts.state)
+        state, short = " · ".join(filter(None, (one_line(facts.state), facts.hint))), one_line(facts.state)
         gauge, count = _gauge(facts.used_tokens, facts.context_tokens)
         model, engine = one_line(facts.model, 40), one_line(facts.engine, 30)
         for parts in (
@@ -64,19 +68,24 @@ class StatusLine(Static):
             (model, f"{gauge} {count}".strip(), speed, facts.thinks, state),
             (model, count, speed, facts.thinks, state),
             (model, count, facts.thinks, state),
-            (model, facts.thinks, state),
+            (count, speed, facts.thinks, state),
             (facts.thinks, state),
+            (state,),
+            (model, count, short),
+            (model, short),
         ):
             line = " · ".join(filter(None, parts))
             if cell_len(line) <= columns:
                 return line
-        return one_line(state, max(1, columns))
+        return one_line(short, max(1, columns))
 
 
-def status_facts(reference: str, session: ChatSession | None, meter: ReplyMeter | None, state: str) -> StatusFacts:
+def status_facts(
+    reference: str, session: ChatSession | None, meter: ReplyMeter | None, state: str, hint: str = ""
+) -> StatusFacts:
     """Return what the line shows of a conversation; `meter` counts its newest reply."""
     if session is None:
-        return StatusFacts(model=reference, state=state)
+        return StatusFacts(model=reference, state=state, hint=hint)
     plan, word = session.engine.plan, session.think.word or session.think.mode
     return StatusFacts(
         model=plan.spec.id,
@@ -86,7 +95,14 @@ def status_facts(reference: str, session: ChatSession | None, meter: ReplyMeter 
         tokens_per_s=meter.tokens_per_s if meter is not None else None,
         thinks="" if word == "auto" else f"think {word}",
         state=state,
+        hint=hint,
     )
+
+
+def answer_now_hint(engine: Engine, meter: ReplyMeter) -> str:
+    """Return the key that ends the thinking, with the delay where the engine must read everything again for it."""
+    delay_s = meter.reread_s if "rereads" in engine.facts.capabilities else None
+    return f"Enter: answer now, in about {duration(delay_s)}" if delay_s else "Enter: answer now"
 
 
 def _gauge(used: int, total: int) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from textual.pilot import Pilot
 from slm_local.registry import load_registry
 from slm_local.tui.desk import Desk
 from slm_local.tui.entry import Entry
+from slm_local.tui.holding import Holder
 from slm_local.tui.reply import ReplyView
 from slm_local.tui.screens.compare import CompareScreen
 from slm_local.tui.screens.models import ModelsScreen
@@ -72,7 +73,7 @@ async def grown(pilot: Pilot[None], screen: CompareScreen, characters: int) -> N
 
 def test_each_lane_shows_its_own_answer_and_the_table_what_it_took(desk: Desk, thinker: str, talker: str) -> None:
     async def scene(pilot: Pilot[None]) -> None:
-        text = await compared(pilot, CompareScreen(desk, (thinker, talker), "What is 47 + 38?"))
+        text = await compared(pilot, CompareScreen(Holder(desk), (thinker, talker), "What is 47 + 38?"))
         assert "What is 47 + 38?" in text
         assert "It is 85." in text
         assert "About 85." in text
@@ -85,7 +86,7 @@ def test_each_lane_shows_its_own_answer_and_the_table_what_it_took(desk: Desk, t
 
 def test_a_lane_that_fails_says_why_and_the_other_goes_on(desk: Desk, talker: str) -> None:
     async def scene(pilot: Pilot[None]) -> None:
-        text = await compared(pilot, CompareScreen(desk, ("no-such-model", talker), "Hello?"))
+        text = await compared(pilot, CompareScreen(Holder(desk), ("no-such-model", talker), "Hello?"))
         assert "no-such-model" in text
 
     play(desk, scene, WIDE)
@@ -93,7 +94,7 @@ def test_a_lane_that_fails_says_why_and_the_other_goes_on(desk: Desk, talker: st
 
 def test_on_a_small_terminal_each_answer_and_the_table_can_be_seen(desk: Desk, thinker: str, talker: str) -> None:
     async def scene(pilot: Pilot[None]) -> None:
-        text = await compared(pilot, CompareScreen(desk, (thinker, talker), "What is 47 + 38?"))
+        text = await compared(pilot, CompareScreen(Holder(desk), (thinker, talker), "What is 47 + 38?"))
         assert "It is 85." in text
         assert "About 85." not in text
         assert "first token" in text
@@ -106,7 +107,7 @@ def test_on_a_small_terminal_each_answer_and_the_table_can_be_seen(desk: Desk, t
 def test_escape_stops_the_lanes_and_then_goes_back(desk: Desk, endless: str, talker: str) -> None:
     async def scene(pilot: Pilot[None]) -> None:
         below = pilot.app.screen
-        screen = CompareScreen(desk, (endless, talker), "Hello?")
+        screen = CompareScreen(Holder(desk), (endless, talker), "Hello?")
         await pilot.app.push_screen(screen)
         await until(pilot, lambda: "word7" in shown(pilot.app))
         await pilot.press("escape")
@@ -120,7 +121,7 @@ def test_escape_stops_the_lanes_and_then_goes_back(desk: Desk, endless: str, tal
 
 def test_leaving_while_it_answers_leaves_no_process_behind(desk: Desk, endless: str, talker: str) -> None:
     async def scene(pilot: Pilot[None]) -> None:
-        await pilot.app.push_screen(CompareScreen(desk, (endless, talker), "Hello?"))
+        await pilot.app.push_screen(CompareScreen(Holder(desk), (endless, talker), "Hello?"))
         await until(pilot, lambda: "word7" in shown(pilot.app))
         assert workers()
         await pilot.press("ctrl+q")
@@ -131,7 +132,7 @@ def test_leaving_while_it_answers_leaves_no_process_behind(desk: Desk, endless: 
 
 def test_a_second_prompt_goes_to_the_same_lanes(desk: Desk, thinker: str, talker: str) -> None:
     async def scene(pilot: Pilot[None]) -> None:
-        screen = CompareScreen(desk, (thinker, talker), "First?")
+        screen = CompareScreen(Holder(desk), (thinker, talker), "First?")
         await compared(pilot, screen)
         screen.query_one(Entry).put("Second?")
         await pilot.press("enter")
@@ -146,7 +147,7 @@ def test_a_second_prompt_goes_to_the_same_lanes(desk: Desk, thinker: str, talker
 
 def test_another_model_is_chosen_where_there_is_only_one(desk: Desk, thinker: str) -> None:
     async def scene(pilot: Pilot[None]) -> None:
-        screen = CompareScreen(desk, (thinker,), "What is 47 + 38?")
+        screen = CompareScreen(Holder(desk), (thinker,), "What is 47 + 38?")
         await pilot.app.push_screen(screen)
         await until(pilot, lambda: isinstance(pilot.app.screen, ModelsScreen))
         await until(pilot, lambda: "tiny-reasoner" in shown(pilot.app))
@@ -164,7 +165,7 @@ def test_markup_and_escapes_of_the_models_are_shown_as_text(desk: Desk, talker: 
     odd = f"scripted:{script({'text': text, 'ids': [1], 'end': 'stop'}, name='odd')}"
 
     async def scene(pilot: Pilot[None]) -> None:
-        text = await compared(pilot, CompareScreen(desk, (odd, talker), "[b]bold[/b]?"))
+        text = await compared(pilot, CompareScreen(Holder(desk), (odd, talker), "[b]bold[/b]?"))
         assert "a [red]b[/red] ␛[2J c" in text
         assert "[b]bold[/b]?" in text
 
@@ -173,7 +174,7 @@ def test_markup_and_escapes_of_the_models_are_shown_as_text(desk: Desk, talker: 
 
 def test_sizes_may_change_while_it_answers(desk: Desk, endless: str, talker: str) -> None:
     async def scene(pilot: Pilot[None]) -> None:
-        screen = CompareScreen(desk, (talker, endless), "Hello?")
+        screen = CompareScreen(Holder(desk), (talker, endless), "Hello?")
         await pilot.app.push_screen(screen)
         for size in ((40, 12), (250, 70), (80, 24)):
             before = len(screen_text(screen))

@@ -12,6 +12,7 @@ from slm_local.paths import paths
 from slm_local.registry import load_registry
 from slm_local.tui.desk import Desk
 from slm_local.tui.entry import Entry
+from slm_local.tui.holding import Holder
 from slm_local.tui.screens.compare import CompareScreen
 from slm_local.tui.screens.confirm import OfferScreen
 from tests.conftest import ScriptWriter
@@ -88,7 +89,7 @@ def test_a_lane_that_is_declined_leaves_the_other_its_answer(
     async def scene(pilot: Pilot[None]) -> None:
         await offered(pilot)
         await pilot.press("n")
-        screen = CompareScreen(desk, ("my-tiny", talker), "What is 47 + 38?")
+        screen = CompareScreen(Holder(desk), ("my-tiny", talker), "What is 47 + 38?")
         await pilot.app.push_screen(screen)
         await offered(pilot)
         await pilot.press("n")

@@ -12,11 +12,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.screen import Screen
 
-from slm_local.config import REPL, with_setting
+from slm_local.config import REPL, UNSET, setting_name, with_setting
 from slm_local.engine import Engine
 from slm_local.errors import Interrupted, PromptTooLong, SlmError, UsageError, WorkerCrashed
-from slm_local.generation import Control, StreamEvent, Thinking
+from slm_local.generation import Control, StreamEvent
 from slm_local.paths import paths
+from slm_local.pump import EMBEDDED_PACE
 from slm_local.sanitize import visible
 from slm_local.session import ChatSession
 from slm_local.tui.commands import run_command
@@ -32,12 +33,9 @@ from slm_local.tui.holding import Holder
 from slm_local.tui.news import news
 from slm_local.tui.opening import Opened, Opener, Refused
 from slm_local.tui.showing import Showing
-from slm_local.tui.status import StatusLine, status_facts
+from slm_local.tui.status import StatusLine, answer_now_hint, status_facts
 from slm_local.tui.thinking import ThinkingPane
 from slm_local.tui.turns import Turns
-
-EMBEDDED_PACE = 60.0
-"""Tokens a second at which the embedded models are shown: their own speed is too fast to be watched."""
 
 LONG_WAIT_S = 30.0
 """An answer that begins after so long rings, where that is wanted."""
@@ -89,8 +87,10 @@ class ChatScreen(Screen[None]):
         self._pace: float | None = None
         self._is_pinned = False
         """Whether the person unfolded the thinking: it stays so."""
-        self._thought_before = Thinking()
+        self._thought_before = UNSET
         """What was asked for before thinking was switched off."""
+        self._changes: dict[str, str] = {}
+        """What was set while a model was open: it holds for the next one, too."""
         self._pressed_s = 0.0
         self.frames = Frames(self, self._frame)
 
@@ -107,6 +107,8 @@ class ChatScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """Open the model, or ask for one."""
+        if not self.is_attached:
+            return  # the app is going, and nothing was laid out
         self.thinking.border_title = "thinking"
         self.conversation.border_title = "conversation"
         self.entry.focus()
@@ -188,11 +190,14 @@ class ChatScreen(Screen[None]):
     def _opened(self, event: Opened) -> None:
         engine = event.engine
         try:
+            for name, value in self._changes.items():
+                engine.settings = with_setting(engine.settings, name, value, REPL)
             if self._session is None:
                 self._session = ChatSession(engine, store=self._desk.store, chat=self._chat)
                 self.turns.show(self._session.turns)
             else:
                 self._session.switch(engine)
+                self._session.think = engine.settings.think
         except SlmError as error:
             self._refused(Refused(error))
             return
@@ -338,12 +343,10 @@ class ChatScreen(Screen[None]):
 
     def action_switch_thinking(self) -> None:
         """Switch thinking off, or on again; holds from the next prompt on."""
-        session = self.session
-        if session.think.mode == "off":
-            session.think = self._thought_before
-        else:
-            self._thought_before, session.think = session.think, Thinking(mode="off", word="off")
-        self._tell()
+        think = self.session.think
+        if think.mode != "off":
+            self._thought_before = think.word or UNSET
+        self.set_live("think", self._thought_before if think.mode == "off" else "off")
 
     def action_regenerate(self) -> None:
         """Ask the last prompt again."""
@@ -446,7 +449,7 @@ class ChatScreen(Screen[None]):
         self.stop()
         self._holder.let_go()
         references = (self._reference,) if self._reference is not None else ()
-        self.app.push_screen(CompareScreen(self._desk, references, None))
+        self.app.push_screen(CompareScreen(self._holder, references))
 
     def drop_oldest(self) -> None:
         """Remove the oldest turn, to make room in the context."""
@@ -456,10 +459,12 @@ class ChatScreen(Screen[None]):
 
     def set_live(self, key: str, value: str) -> None:
         """Change a setting that can be changed while a model is open. Errors: `UsageError`."""
-        session = self.session
+        session, name = self.session, setting_name(key)
         session.engine.settings = with_setting(session.engine.settings, key, value, REPL)
+        self._changes[name] = value
+        if name == "system":
+            session.system = session.engine.settings.system or session.engine.spec.system
         session.think = session.engine.settings.think
-        session.system = session.engine.settings.system or session.engine.spec.system
         self._tell()
 
     def _idle_session(self) -> ChatSession:
@@ -470,13 +475,14 @@ class ChatScreen(Screen[None]):
     def _tell(self) -> None:
         """Bring the status line up to date."""
         meter = self.turns.showing.meter if self.turns.showing is not None else None
-        state = "idle" if self._session is not None else "no model"
+        state, hint = "idle" if self._session is not None else "no model", ""
         if self._opener.is_opening:
             state = self._opener.words
         elif self._exchange is not None and meter is not None:
             state = "stopping" if self._exchange.is_stopping else meter.words(self._exchange.now_s())
-            state += " · Enter: answer now" if state.startswith("thinking") else ""
-        self.status.tell(status_facts(self.reference, self._session, meter, state))
+            if not self._exchange.is_stopping and meter.phase == "thinking":
+                hint = "the answer comes" if self._exchange.is_hurried else answer_now_hint(self.session.engine, meter)
+        self.status.tell(status_facts(self.reference, self._session, meter, state, hint))
 
 
 def _in_app(error: SlmError | None) -> SlmError | None:

@@ -21,7 +21,6 @@ from slm_local.errors import SlmError
 from slm_local.generation import Control
 from slm_local.paths import paths
 from slm_local.sanitize import visible
-from slm_local.tui.desk import Desk
 from slm_local.tui.entries import Entries
 from slm_local.tui.entry import Entry
 from slm_local.tui.footer import Keys
@@ -93,9 +92,9 @@ class CompareScreen(Screen[None]):
     }
     """
 
-    def __init__(self, desk: Desk, references: Sequence[str], prompt: str | None = None) -> None:
+    def __init__(self, holder: Holder, references: Sequence[str], prompt: str | None = None) -> None:
         super().__init__()
-        self._desk, self._prompt = desk, prompt
+        self._holder, self._prompt = holder, prompt
         self._references = list(references)
         self._views: list[ReplyView] = []
         self._run: Run | None = None
@@ -115,6 +114,8 @@ class CompareScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """Begin, with what there is to begin with."""
+        if not self.is_attached:
+            return  # the app is going, and nothing was laid out
         self.query_one(Entry).focus()
         if len(self._references) < 2:
             self.action_add()
@@ -138,6 +139,7 @@ class CompareScreen(Screen[None]):
         for view in self._views:
             view.begin()
         self._run = Run()
+        self._holder.watch(self._run.control)
         self._read(self._run, prompt)
         self._frames.start()
 
@@ -147,8 +149,8 @@ class CompareScreen(Screen[None]):
             compare(
                 self._references,
                 [Question(prompt=prompt)],
-                settings_for=Holder(self._desk).settings,
-                registry=self._desk.registry,
+                settings_for=self._holder.settings,
+                registry=self._holder.desk.registry,
                 control=run.control,
                 confirm=Fetching(self.app, run.control).confirm,
             )
@@ -245,7 +247,7 @@ class CompareScreen(Screen[None]):
         if self._run is not None or len(self._references) == MAX_LANES:
             self.notify(f"at most {MAX_LANES}, and none while they answer", markup=False)
             return
-        self.app.push_screen(ModelsScreen(self._desk.registry), self._added)
+        self.app.push_screen(ModelsScreen(self._holder.desk.registry), self._added)
 
     def action_remove(self) -> None:
         """Take the last model away."""
