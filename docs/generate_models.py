@@ -30,6 +30,10 @@ bridge = " Time is up."   # what is put before the closing tag when thinking is 
 
 [models."qwen3-4b"]
 sampling = { top_k = 40 }
+
+[models.mine]             # any file on this disk, with what it can't say of itself
+variants = [{ quant = "Q4_K_M", path = "/home/me/models/mine.gguf" }]
+tags = { open = "<think>", close = "</think>", force_open = true }   # force_open: every prompt opens the thinking
 ```
 
 A size with ≈ is as rounded as its source gave it. A repository or file with (?) is known second-hand only. Memory for

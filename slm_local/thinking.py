@@ -89,7 +89,8 @@ def cut_words(cut: Cut, think: Thinking) -> str:
     """
     if cut == "budget" and think.max_tokens == 0:
         return ""
-    return CUT_WORDS.get(cut, "").format(tokens=think.max_tokens or 0, seconds=think.max_s or 0.0)
+    words = CUT_WORDS.get(cut, "").format(tokens=think.max_tokens or 0, seconds=think.max_s or 0.0)
+    return words.replace(" 1 tokens", " 1 token")
 
 
 def _seconds(text: str) -> float | None:

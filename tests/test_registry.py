@@ -417,6 +417,17 @@ def test_a_model_of_ones_own_goes_on_from_another(write: Write, registry: Regist
     assert own.tags == ReasoningTags("<think>", "</think>", force_open=False)
 
 
+def test_an_own_entry_may_name_a_file_anywhere_and_say_how_it_thinks(write: Write, tmp_path: Path) -> None:
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(b"GGUF")
+    tags = 'tags = { open = "<think>", close = "</think>", force_open = true }'
+    entry = f"[models.mine]\nvariants = [{{ quant = \"Q8_0\", path = '{file}' }}]\n{tags}\n"
+    own = model(load_registry(write(entry)), "mine")
+    assert own.variants[0].path == str(file)
+    assert own.tags == ReasoningTags("<think>", "</think>", force_open=True)
+    assert [each.path for each in find_local(own, {})] == [str(file)]
+
+
 def test_bases_may_follow_one_another_in_any_order(write: Write) -> None:
     loaded = load_registry(write('[models.b]\nbase = "a"\n[models.a]\nbase = "tiny"\nsystem = "Hm."\n'))
     own = model(loaded, "b")

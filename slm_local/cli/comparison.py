@@ -25,7 +25,7 @@ from slm_local.hardware import probe
 from slm_local.model import Plan
 from slm_local.pump import EMBEDDED_PACE
 from slm_local.registry import Registry
-from slm_local.system import can_type_lines
+from slm_local.system import can_type_lines, signalled
 
 if TYPE_CHECKING:
     from slm_local.store import Store
@@ -60,7 +60,7 @@ class Comparison:
     def run(self) -> int:
         """Do it and return the exit code. Errors: those that `compare` raises, `Interrupted`."""
         seed = self._seed()
-        with noted_presses(self.control) as presses:
+        with signalled(self.control.end_thinking), noted_presses(self.control) as presses:
             messages = compare(
                 self.references,
                 self.questions,

@@ -176,7 +176,8 @@ def _scores(table: Meant) -> Scores:
 def _variant(table: Meant, position: int, is_embedded: bool) -> Variant:
     kind = table.get("kind", "gguf")
     in_place = is_embedded or "path" in table
-    required = ["quant", *([] if in_place else ["repo"]), *(["file"] if kind == "gguf" else [])]
+    in_repository = [] if in_place else ["repo"]
+    required = ["quant", *in_repository, *(["file"] if kind == "gguf" and "path" not in table else [])]
     for key in required:
         if key not in table:
             raise Fault(f"lacks its key '{key}'", ("variants", position))
@@ -189,6 +190,8 @@ def _variant(table: Meant, position: int, is_embedded: bool) -> Variant:
         given |= {"size_bytes": table["size"], "size_is_exact": False}
     if is_embedded:
         given["path"] = _embedded_path(table)
+    elif "path" in table:
+        given["path"] = str(Path(table["path"]).expanduser())
     return Variant(kind=kind, **given)
 
 

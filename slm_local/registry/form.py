@@ -86,6 +86,8 @@ OWN_ONLY: Schema = {"embedded": flag, "refusal": text}
 
 USER_ONLY: Schema = {
     "base": text,
+    "variants": ListOf(Table({**VARIANT, "path": matching(r"(/|~/|[A-Za-z]:[\\/]).+", "must be a whole path")})),
     "remote": matching(r"https?://[^\s/#]+[^\s#]*#\S+", "must be http(s)://host/v1#model-name"),
 }
-"""Keys of a user's file: the model that an entry goes on from, or the address of one that runs elsewhere."""
+"""Keys of a user's file: the model that an entry goes on from, forms of it that lie anywhere on this disk, or the
+address of one that runs elsewhere."""

@@ -45,7 +45,8 @@ async def main():
         await pilot.press("enter")
         while screen.turns.last is None or screen.is_generating:
             await pilot.pause(0.01)
-            if len(rss) == 1 and screen.turns.showing.meter.think_tokens >= 16_000:
+            showing = screen.turns.showing
+            if len(rss) == 1 and showing is not None and showing.meter.think_tokens >= 16_000:
                 rss[16] = me.memory_info().rss
         rss[32] = me.memory_info().rss
         thinking = screen.session.turns[0][1].thinking
@@ -126,6 +127,58 @@ def test_the_reader_stays_where_he_is_while_an_answer_grows(desk: Callable[..., 
         assert pane.is_at_end
 
     play(desk(*rows, {"end": "stop"}), scene)
+
+
+def test_a_pane_that_follows_its_end_still_does_when_the_terminal_is_made_smaller_and_larger(
+    desk: Callable[..., Desk],
+) -> None:
+    rows = [{"text": "<think>"}, *({"text": f"thought {at} of many\n", "delay": 0.01} for at in range(400))]
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        pane = screen.thinking
+        screen.entry.put("go")
+        await pilot.press("enter")
+        await until(pilot, lambda: pane.row_count > 40)
+        for size in ((40, 12), (80, 24), (120, 30), (80, 24)):
+            await pilot.resize_terminal(*size)
+            row = pane.row_count
+            await until(pilot, lambda row=row: pane.row_count > row + 2)  # type: ignore[misc]
+            assert pane.is_at_end
+
+    play(desk(*rows, {"text": "</think>"}, {"end": "stop"}), scene)
+
+
+def test_a_reader_in_the_middle_stays_about_there_when_the_width_changes(desk: Callable[..., Desk]) -> None:
+    rows = [{"text": "<think>"}, {"text": "".join(f"thought {at} of many, " for at in range(2000))}]
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen)
+        await pilot.press("f2")
+        pane = screen.thinking
+        await until(pilot, lambda: pane.row_count > 500)
+        pane.scroll_to(y=pane.row_count // 2, animate=False, immediate=True)
+        await pilot.resize_terminal(60, 24)
+        await until(pilot, lambda: pane.row_count > 700)
+        await pilot.pause()
+        assert 0.45 < pane.scroll_offset.y / pane.row_count < 0.55
+
+    play(desk(*rows, {"text": "</think>"}, {"text": "Done.", "end": "stop"}), scene)
+
+
+def test_a_prompt_that_wraps_anew_when_the_thinking_unfolds_is_shown_whole(desk: Callable[..., Desk]) -> None:
+    prompt = "Which weighs more: a pound of water, two pounds of bricks, a pound of feathers, or three of air?"
+    rows: list[dict[str, Any]] = [{"text": "<think>"}, {"text": "let me see"}, {"text": "never", "delay": 60.0}]
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        screen.entry.put(prompt)
+        await pilot.press("enter")
+        await until(pilot, lambda: "let me see" in shown(pilot.app))
+        await until(pilot, lambda: "three of air?" in shown(pilot.app))
+
+    play(desk(*rows), scene, (110, 26))
 
 
 def test_a_broken_character_is_shown_once_and_breaks_nothing(desk: Callable[..., Desk]) -> None:
