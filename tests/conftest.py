@@ -66,7 +66,7 @@ def slm_home(request: pytest.FixtureRequest, numbered_homes: Iterator[Path], mon
     """
     home = next(numbered_homes)
     home.mkdir()
-    for name in ("SLM_MODEL", "SLM_HIDE_THINKING", "SLM_THREADS", "SLM_CTX", "NO_COLOR"):
+    for name in ("SLM_MODEL", "SLM_HIDE_THINKING", "SLM_THREADS", "SLM_CTX", "NO_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLM_HOME", str(home))
     if request.node.get_closest_marker("first_run") is None:

@@ -102,7 +102,7 @@ def test_what_else_is_typed_is_not_shown_among_the_thoughts_and_is_told_of(spawn
     child = run(spawn, "run", f"scripted:{script(*ENDLESS)}", "x")
     child.expect_exact("thought number 2.")
     child.sendline("hello")
-    child.expect_exact("thought number 9.")
+    child.expect(rb"1\d tokens")  # a thought's own words may be parted by the end of a line
     assert b"hello" not in child.before
     child.sendline("")
     assert "typed while it thought, and not used: hello\n" in rest_of(child)

@@ -91,6 +91,9 @@ class DeskApp(App[None]):
             if binding.description and active.node in (screen, self) and binding.action != "app.command_palette":
                 key = self.get_key_display(binding)
                 yield SystemCommand(binding.description, key, partial(self.run_action, binding.action, active.node))
+        if isinstance(screen, ChatScreen):
+            for word, cost in screen.thinking_choices():
+                yield SystemCommand(f"Think: {word}", cost, partial(screen.set_live, "think", word))
         yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
 
     def copy_to_clipboard(self, text: str) -> None:

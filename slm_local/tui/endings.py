@@ -12,7 +12,11 @@ from slm_local.notes import Note, endings, in_chat, lowered, outgrown
 def notes_of(engine: Engine, reply: Reply, started: Started | None) -> Iterator[Note]:
     """Yield what is to be said of a reply; nothing for one that is whole."""
     think, context_tokens, limit = engine.thinking(), engine.plan.context_tokens, engine.settings.max_tokens
-    less = lowered(started, think, limit, engine.facts.trained_context_tokens) if started is not None and engine.spec.thinks else None
+    less = (
+        lowered(started, think, limit, engine.facts.trained_context_tokens)
+        if started is not None and engine.spec.thinks
+        else None
+    )
     toy = outgrown(engine.plan, reply)
     for note in (*([less] if less else []), *endings(reply, think, context_tokens, limit)):
         yield Note(note.text, in_chat(note.hint) if note.hint and toy is None else None, note.is_warning)

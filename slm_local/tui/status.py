@@ -29,7 +29,7 @@ class StatusFacts:
     tokens_per_s: float | None = None
     thinks: str = ""
     """How the next prompt will be thought about."""
-    state: str = "idle"
+    state: str = ""
     hint: str = ""
     """What can be done about it."""
 

@@ -290,6 +290,7 @@ def test_the_words_of_the_plain_chat_work_too(desk: Callable[..., Desk]) -> None
             await pilot.press("enter")
             await pilot.pause()
         assert screen.session.think.mode == "off"
+        assert "think off" in screen.conversation.text
         assert screen.session.engine.settings.sampling.temperature == 0.5
         assert screen.session.system == "Be brief."
         assert "there is no reply yet" in screen.conversation.text
@@ -306,5 +307,39 @@ def test_the_palette_has_what_the_keys_do(desk: Callable[..., Desk]) -> None:
         screen = await opened(pilot)
         offered = {each.title for each in pilot.app.get_system_commands(screen)}
         assert {"Stop", "Think", "Thoughts", "Again", "Undo", "Copy", "Model", "Compare", "Chats", "Help"} <= offered
+        think = next(each for each in pilot.app.get_system_commands(screen) if each.title == "Think: low")
+        assert "512" in think.help or "context" in think.help
+        think.callback()
+        assert screen.session.think.word == "low"
 
     play(desk(), scene)
+
+
+def test_what_was_set_holds_for_the_next_model(desk: Callable[..., Desk], script: ScriptWriter) -> None:
+    other = script({"text": "Hello.", "end": "stop"})
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        first = screen.session.engine
+        screen.set_live("temp", "0.5")
+        await pilot.press("ctrl+t")
+        screen.open(f"scripted:{other}")
+        await until(pilot, lambda: screen.session.engine is not first and not screen.is_busy)
+        assert screen.session.engine.settings.sampling.temperature == 0.5
+        assert screen.session.think.mode == "off"
+
+    play(desk(), scene)
+
+
+def test_the_line_says_how_much_of_its_limit_was_thought_and_which_key_ends_it(desk: Callable[..., Desk]) -> None:
+    rows = [{"text": "<think>"}, {"text": "let me see", "ids": [1, 2, 3]}, {"text": "never", "delay": 60.0}]
+
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        screen.entry.put("sum?")
+        await pilot.press("enter")
+        await until(pilot, lambda: " of 200 tokens · " in shown(pilot.app))
+        assert "Enter: answer now" in shown(pilot.app)
+        assert "thinking · up to 200 tokens" in str(screen.thinking.border_title)
+
+    play(desk(*rows, flags={"think": "200"}), scene)

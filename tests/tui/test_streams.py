@@ -146,7 +146,7 @@ def test_a_pane_that_follows_its_end_still_does_when_the_terminal_is_made_smalle
             await until(pilot, lambda row=row: pane.row_count > row + 2)  # type: ignore[misc]
             assert pane.is_at_end
 
-    play(desk(*rows, {"text": "</think>"}, {"end": "stop"}), scene)
+    play(desk(*rows, {"text": "</think>"}, {"end": "stop"}, flags={"loop_guard": False, "think": "max"}), scene)
 
 
 def test_a_reader_in_the_middle_stays_about_there_when_the_width_changes(desk: Callable[..., Desk]) -> None:

@@ -15,6 +15,7 @@ from textual.screen import Screen
 from slm_local.config import REPL, UNSET, setting_name, with_setting
 from slm_local.engine import Engine
 from slm_local.errors import Interrupted, PromptTooLong, SlmError, UsageError, WorkerCrashed
+from slm_local.forecast import limit_words, thinking_words
 from slm_local.generation import Control, StreamEvent
 from slm_local.paths import paths
 from slm_local.pump import EMBEDDED_PACE
@@ -248,6 +249,8 @@ class ChatScreen(Screen[None]):
         self.turns.begin(prompt, time.perf_counter(), self._answer_begins)
         if not engine.settings.hide_thinking and self.session.think.mode != "off":
             self._unfold(is_unfolded=True)
+        if engine.spec.thinks and (limit := limit_words(engine.thinking(self.session.think), engine.plan)):
+            self.thinking.border_title = f"thinking · {limit}"
         self._holder.watch(control)
         self._exchange = Exchange(prompt, events, control, pace=self._pace, load_s=engine.load_s)
         self.frames.start()
@@ -450,6 +453,13 @@ class ChatScreen(Screen[None]):
         self._holder.let_go()
         references = (self._reference,) if self._reference is not None else ()
         self.app.push_screen(CompareScreen(self._holder, references))
+
+    def thinking_choices(self) -> list[tuple[str, str]]:
+        """Return the words that say how far to think, each with what it costs here; none where that can't be said."""
+        if self._session is None or not self._session.engine.spec.thinks:
+            return []
+        lines = (line.partition(": ") for line in thinking_words(self._session.engine.plan))
+        return [(word, cost) for word, _, cost in lines if word.isalpha()]
 
     def drop_oldest(self) -> None:
         """Remove the oldest turn, to make room in the context."""
