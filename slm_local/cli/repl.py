@@ -184,6 +184,7 @@ class _Chat:
             engine.settings = with_setting(engine.settings, name, value, REPL)
         self._engine, self._reference = engine, reference
         self._session.switch(engine)
+        self._session.think = engine.settings.think
         self._greet()
         self._pace = self._teller.pace(engine)
 
