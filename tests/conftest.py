@@ -37,6 +37,10 @@ FIRST_RUN = "first_run: the test begins with an empty SLM_HOME, as on a machine 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", FIRST_RUN)
+    if hasattr(
+        signal, "SIGHUP"
+    ):  # ignored under nohup, and children inherit that: then nobody hears of a closed terminal
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
