@@ -37,9 +37,8 @@ FIRST_RUN = "first_run: the test begins with an empty SLM_HOME, as on a machine 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", FIRST_RUN)
-    if hasattr(
-        signal, "SIGHUP"
-    ):  # ignored under nohup, and children inherit that: then nobody hears of a closed terminal
+    # Under nohup it is ignored, children inherit that, and none hears of a closed terminal.
+    if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
