@@ -37,9 +37,10 @@ FIRST_RUN = "first_run: the test begins with an empty SLM_HOME, as on a machine 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", FIRST_RUN)
-    # Under nohup it is ignored, children inherit that, and none hears of a closed terminal.
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Under nohup and in a shell's background these are ignored, and children inherit that.
+    for name in ("SIGHUP", "SIGQUIT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

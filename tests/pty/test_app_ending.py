@@ -112,6 +112,8 @@ def test_a_stopped_app_leaves_the_terminal_to_the_shell_and_comes_back(start: St
     terminal.wait(lambda: terminal.left_modes() <= {"raw keys"}, "the modes are still on")
     terminal.tell(signal.SIGCONT)
     terminal.wait(lambda: "the alternate screen" in terminal.left_modes(), "it did not come back")
+    terminal.redraw(30, 90)  # what is typed before it listens again is lost with the modes
+    terminal.see("idle")
     terminal.type("What is 47 + 38?\r")
     terminal.see("It is 85")
     is_clean(terminal, keys("\x11"), 0)

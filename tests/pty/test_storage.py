@@ -74,7 +74,8 @@ def test_a_file_that_is_deleted_is_made_anew_and_the_chat_goes_on(
     terminal.see("idle")
     for each in (slm_home / "data").glob(f"{FILE}*"):
         each.unlink()
-    in_app(terminal, "What is 1 + 1?", "was deleted; a new one")
+    in_app(terminal, "What is 1 + 1?", "deleted")
+    terminal.wait(lambda: "was deleted; a new one" in " ".join(" ".join(terminal.lines).split()), "nothing is told")
     terminal.see("idle")
     terminal.type("\x11")
     assert terminal.end() == 0
