@@ -168,6 +168,10 @@ class OnTerminal:
         """Send the program a signal."""
         self.process.send_signal(number)
 
+    def is_stopped(self) -> bool:
+        """Return whether the program stands still, as after SIGSTOP."""
+        return psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+
     def hang_up(self) -> None:
         """Close the terminal, as its window is closed."""
         os.close(self._master)
