@@ -226,7 +226,7 @@ def test_bad_input_is_said_in_one_line_with_what_to_type(
 def test_a_prompt_longer_than_the_context_names_both_counts(slm: Slm, model: str) -> None:
     result = slm("run", model, "word " * 100, "--ctx", "128")
     assert result.code == 6
-    assert re.match(r"error: the prompt has 5\d\d tokens and the context holds 128\n", result.err)
+    assert re.search(r"error: the prompt has 5\d\d tokens and the context holds 128\n", result.err)
 
 
 def test_a_failure_before_the_first_event_is_a_json_object_with_the_error(slm: Slm) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -76,6 +77,32 @@ def test_a_process_that_does_not_get_away_is_gone_at_the_limit() -> None:
     child = program("threading.Event().wait()", setup="ending.LEAVE_LIMIT_S = 0.3", leaving="threading.Event().wait()")
     child.send_signal(signal.SIGTERM)
     assert ended(child) == (143, "unwound\n")
+
+
+@POSIX
+def test_a_terminal_gets_its_modes_back_at_the_limit() -> None:
+    import pty
+    import termios
+
+    source = PROGRAM.format(
+        setup="import termios, tty; ending.LEAVE_LIMIT_S = 0.3",
+        work="tty.setraw(0); print('raw', flush=True); threading.Event().wait()",
+        leaving="threading.Event().wait()",
+    )
+    master, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    child = subprocess.Popen(
+        [sys.executable, "-c", source], stdin=terminal, stdout=subprocess.PIPE, env=child_environment(), text=True
+    )
+    assert child.stdout is not None
+    assert [child.stdout.readline() for _ in range(2)] == ["ready\n", "raw\n"]
+    changed = termios.tcgetattr(terminal)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=30)
+    assert child.returncode == 143
+    assert changed != before == termios.tcgetattr(terminal)
+    os.close(master)
+    os.close(terminal)
 
 
 @POSIX

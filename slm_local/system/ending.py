@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
 """Signals that tell a process to end. On Windows SIGBREAK is Ctrl-Break, the console's end and the user's leaving."""
@@ -75,10 +76,13 @@ class _Ending:
         if sys.platform != "win32":
             os.set_blocking(self._teller, False)
         self._teller_before = -1
+        self._modes: list[Any] | None = None
+        """The terminal's modes before anything changed them."""
 
     def begin(self) -> None:
         """Begin to listen. Main thread only, as `end`."""
         self._teller_before = signal.set_wakeup_fd(self._teller, warn_on_full_buffer=False)
+        self._modes = _terminal_modes()
         threading.Thread(target=self._insist, name="ending", daemon=True).start()
 
     def end(self) -> None:
@@ -104,6 +108,7 @@ class _Ending:
             if sys.platform != "win32":
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
         time.sleep(max(0.0, until - time.monotonic()))
+        _set_terminal_modes(self._modes)  # whoever would do it was not reached
         os._exit(128 + number)
 
     def _first_ending(self) -> int | None:
@@ -112,6 +117,27 @@ class _Ending:
             if signal.getsignal(byte[0]) == self.hear:
                 return byte[0]
         return None
+
+
+def _terminal_modes() -> list[Any] | None:
+    """Return the modes of stdin's terminal; None where there is none, and on Windows."""
+    if sys.platform == "win32":
+        return None
+    import termios
+
+    try:
+        return termios.tcgetattr(0)
+    except termios.error:
+        return None
+
+
+def _set_terminal_modes(modes: list[Any] | None) -> None:
+    if sys.platform == "win32" or modes is None:
+        return
+    import termios
+
+    with contextlib.suppress(termios.error):
+        termios.tcsetattr(0, termios.TCSANOW, modes)
 
 
 def _let_go_of_lost_terminal() -> None:
