@@ -15,8 +15,11 @@ from slm_local.model import ModelSpec, Shape
 BATCH_TOKENS = 512
 """Tokens of a prompt decoded in one call: `LoadSettings.batch_tokens`."""
 
-OUTPUTS = 8
+OUTPUTS = 24
 """Sequences whose logits are kept at once, as the llama.cpp backend opens its context."""
+
+STATES = 8
+"""The same for recurrent and hybrid models, whose sequences have a state each."""
 
 CONTEXT_STEP = 256
 """llama.cpp rounds a context up to this many tokens (GGML_PAD in llama_context)."""
@@ -56,7 +59,7 @@ def compute_bytes(spec: ModelSpec, context_tokens: int) -> int:
 
 def output_bytes(spec: ModelSpec) -> int:
     """Return the size of the buffer that logits are read from; 0 where the vocabulary is not known."""
-    return FLOAT_BYTES * OUTPUTS * (spec.shape.vocabulary or 0)
+    return FLOAT_BYTES * (STATES if spec.shape.state_bytes else OUTPUTS) * (spec.shape.vocabulary or 0)
 
 
 class _Arena:
@@ -103,7 +106,7 @@ def _widest_moment(shape: Shape) -> int:
     arena = _Arena()
     arena.take(hidden)  # embeddings that could be given in place of tokens: never used, never freed
     stream = arena.take(hidden)
-    for _ in range(min(shape.layers or SETTLED_LAYERS, SETTLED_LAYERS) - 1):  # the last one computes 8 rows only
+    for _ in range(min(shape.layers or SETTLED_LAYERS, SETTLED_LAYERS) - 1):  # the last one computes few rows only
         normed = arena.take(hidden)
         value, key, query = arena.take(values), arena.take(values), arena.take(queries)
         arena.give(normed, key, value)  # both are in the KV cache now

@@ -196,11 +196,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handle:
-    """Names one live sequence of a backend, with the counts of its prompt."""
+    """Names one live sequence of a backend, with the counts of its prompt; equal by `id`."""
 
     id: int
-    prompt_tokens: int | None
-    cached_tokens: int | None
+    prompt_tokens: int | None = field(compare=False)
+    cached_tokens: int | None = field(compare=False)
+    """Expected when added; the handle of a `PromptProgress` has what it turned out to be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

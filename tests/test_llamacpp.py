@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from slm_local.backends.base import shared_prefix
-from slm_local.backends.llamacpp import SEQUENCES, LlamaCppBackend
+from slm_local.backends.llamacpp import FORKS, PLACES, LlamaCppBackend
 from slm_local.backends.llamacpp.library import bindings
 from slm_local.backends.llamacpp.prefill import ChunkTuner
 from slm_local.backends.llamacpp.sequences import KvCache
@@ -336,4 +336,4 @@ def test_reuse_is_what_the_cache_says_it_still_holds(memory: FakeMemory, window:
 def test_the_library_is_loaded_without_its_package_init() -> None:
     lib = bindings()
     assert lib.__name__ == "llama_cpp.llama_cpp"
-    assert SEQUENCES <= 256
+    assert lib.llama_max_parallel_sequences() >= PLACES + FORKS

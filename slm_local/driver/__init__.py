@@ -117,6 +117,7 @@ class Driver:
                 continue  # ended by an earlier update of this very step
             request_id, turn = found
             if isinstance(update, PromptProgress):
+                turn.handle = update.handle
                 events.append((request_id, replace(update, handle=None)))
             else:
                 events += self._take(request_id, turn, update)

@@ -1,14 +1,16 @@
 """llama.cpp behind the backend protocol, on its low-level C interface.
 
-One `llama_decode` a step for all live sequences, over one unified KV cache; samplers run in C; a decode under way
-can be aborted. It knows tokens and text, nothing of thinking, templates or conversations.
+One `llama_decode` a step for all live sequences, over one unified KV cache, where prompts that begin alike are read
+once; samplers run in C; a decode under way can be aborted. It knows tokens and text, nothing of thinking, templates or
+conversations.
 """
 
 from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,14 @@ from slm_local.generation import (
     Update,
 )
 
-SEQUENCES = 8
+PLACES, FORKS = 16, 8
+"""Requests at once, and beyond them sequences that go on from others, so that a request admitted always finds a slot.
+llama.cpp keeps a row of logits for each from the start: 0.6 MB for a vocabulary of 152,000. A processor's arithmetic is
+used up by fewer rows, so more at once would be no faster."""
+
+PLACES_WITH_STATE, FORKS_WITH_STATE = 6, 2
+"""The same for recurrent and hybrid models, whose states, megabytes each, are there from the start."""
+
 DECODE_NO_ROOM = 1
 DECODE_ABORTED = 2
 
@@ -40,10 +49,10 @@ DECODE_ABORTED = 2
 class LlamaCppBackend:
     """One GGUF model in llama.cpp."""
 
-    capabilities = frozenset({"samples", "cached_tokens", "threads"})
-    max_sequences = SEQUENCES
+    capabilities = frozenset({"samples", "cached_tokens", "fork", "threads"})
 
     def __init__(self) -> None:
+        self.max_sequences, self._forks = PLACES, FORKS
         self._lib: Any = None
         self._model: Any = None
         self._context: Any = None
@@ -67,16 +76,19 @@ class LlamaCppBackend:
         self._model = self._load_model(settings, control, on_progress)
         self._vocabulary = Vocabulary(lib, self._model)
         self._abort = AbortFlag(lib)
+        if lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model):
+            self.max_sequences, self._forks = PLACES_WITH_STATE, FORKS_WITH_STATE
+        self._slots = self.max_sequences + self._forks
+        self._batch_rows = max(settings.batch_tokens, 2 * self._slots)
         self._context = self._open_context(settings)
-        self._batch = self._make_batch(settings.batch_tokens)
-        self._batch_tokens = settings.batch_tokens
+        self._batch = self._make_batch()
         self._chunks = ChunkTuner(settings.batch_tokens)
         self._context_tokens = min(settings.context_tokens, int(lib.llama_n_ctx(self._context)))
         self._cache = KvCache(
             lib,
             self._context,
             tokens=int(lib.llama_n_ctx(self._context)),
-            sequences=SEQUENCES,
+            sequences=self._slots,
             window=int(lib.llama_model_n_swa(self._model)),
         )
         return self._facts()
@@ -106,8 +118,8 @@ class LlamaCppBackend:
         lib = self._lib
         parameters = lib.llama_context_default_params()
         parameters.n_ctx = settings.context_tokens
-        parameters.n_batch = parameters.n_ubatch = settings.batch_tokens
-        parameters.n_seq_max = parameters.n_outputs_max = SEQUENCES
+        parameters.n_batch, parameters.n_ubatch = self._batch_rows, settings.batch_tokens
+        parameters.n_seq_max = parameters.n_outputs_max = self._slots
         parameters.n_threads = parameters.n_threads_batch = settings.threads
         parameters.kv_unified = True
         parameters.no_perf = True
@@ -121,9 +133,9 @@ class LlamaCppBackend:
             )
         return context
 
-    def _make_batch(self, tokens: int) -> Any:
-        batch = self._lib.llama_batch_init(tokens, 0, 1)
-        for row in range(tokens):
+    def _make_batch(self) -> Any:
+        batch = self._lib.llama_batch_init(self._batch_rows, 0, 1)
+        for row in range(self._batch_rows):
             batch.n_seq_id[row] = 1
         return batch
 
@@ -155,21 +167,42 @@ class LlamaCppBackend:
     # ---- sequences
 
     def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
-        """Queue a prompt on the slot whose KV cache shares most with it. Errors: `PromptTooLong`, `UsageError`."""
+        """Queue a prompt; what another sequence holds of it, or is about to read, is shared and not read again.
+
+        Errors: `PromptTooLong`, `UsageError`.
+        """
         ids = self._tokens(prompt)
         if not ids:
             raise UsageError("the prompt has no tokens", hint="give a prompt")
+        return self._begin(ids, sampling)
+
+    def fork(self, handle: Handle, text: str, sampling: Sampling) -> Handle | None:
+        """Begin a sequence that goes on from all that another holds and has queued, and from `text` behind it.
+
+        `text` is tokenized alone with control tokens on, and yields no pieces. None when no slot is free. Once removed,
+        its cells are free: what it shared the other one has. Errors: `PromptTooLong`.
+        """
+        if sum(slot.is_fork for slot in self._by_handle.values()) >= self._forks:
+            return None
+        parent = self._by_handle[handle.id]
+        added = self._vocabulary.tokenize(text, parse_control=True)
+        fork = self._begin(parent.cells + parent.queue + added, sampling)
+        self._by_handle[fork.id].is_fork = True
+        if not text:
+            self._by_handle[fork.id].text = parent.text.copy()
+        return fork
+
+    def _begin(self, ids: Sequence[int], sampling: Sampling) -> Handle:
         if len(ids) >= self._context_tokens:
             longest = int(self._lib.llama_model_n_ctx_train(self._model))
             raise prompt_too_long(len(ids), self._context_tokens, longest)
-        slot, kept = self._cache.take(ids)
+        slot = self._cache.take(ids)
         self._handles += 1
-        slot.handle = Handle(id=self._handles, prompt_tokens=len(ids), cached_tokens=kept)
-        slot.queue = ids[kept:]
-        slot.prompt_left, slot.prompt_tokens = len(slot.queue), len(ids)
+        cached = max(slot.goal, len(slot.cells))
+        slot.handle = Handle(id=self._handles, prompt_tokens=len(ids), cached_tokens=cached)
         slot.chain = sampler_chain(self._lib, sampling, self._vocabulary.size, ids)
         slot.text = TokenText()
-        slot.injected, slot.has_ended = [], False
+        slot.injected, slot.has_ended, slot.is_fork = [], False, False
         self._by_handle[slot.handle.id] = slot
         return slot.handle
 
@@ -203,14 +236,17 @@ class LlamaCppBackend:
         return len(self._vocabulary.tokenize(text, parse_control=True))
 
     def remove(self, handle: Handle) -> None:
-        """Stop a sequence; its cells stay for the next prompt that begins alike."""
+        """Stop a sequence; its cells stay for the next prompt that begins alike, those of a fork do not."""
         slot = self._by_handle.pop(handle.id, None)
         if slot is None:
             return
         self._lib.llama_sampler_free(slot.chain)
+        self._cache.stop_waiting(slot)
         slot.handle = slot.chain = None
         slot.queue = []
         slot.prompt_left = 0
+        if slot.is_fork:
+            self._cache.cut(slot, 0)
 
     def close(self) -> None:
         """Free batch, context and model."""
@@ -233,6 +269,7 @@ class LlamaCppBackend:
         live = self._cache.live()
         if not live or not self._arm(control):
             return updates
+        updates += self._settle(live)
         rows = self._fill(live)
         begun = time.perf_counter()
         status = self._lib.llama_decode(self._context, self._batch)
@@ -250,6 +287,20 @@ class LlamaCppBackend:
             raise SlmError(f"llama.cpp failed to decode (status {status}); its log says more", hint="slm chat")
         return updates
 
+    def _settle(self, live: list[Slot]) -> list[Update]:
+        """Give the sequences that waited for another's reading their share; say how much it was."""
+        updates: list[Update] = []
+        for slot in self._cache.settle(live):
+            assert slot.handle is not None
+            slot.handle = replace(slot.handle, cached_tokens=len(slot.cells))
+            if slot.cells:
+                updates.append(self._progress(slot))
+        return updates
+
+    def _progress(self, slot: Slot) -> PromptProgress:
+        done = slot.prompt_tokens - slot.prompt_left
+        return PromptProgress(handle=slot.handle, done_tokens=done, total_tokens=slot.prompt_tokens)
+
     def _arm(self, control: Control) -> bool:
         """Make a cancel of `control` abort the decode; return False when it is cancelled already."""
         if control is not self._control:
@@ -259,14 +310,18 @@ class LlamaCppBackend:
         return not control.cancelled
 
     def _fill(self, live: list[Slot]) -> list[tuple[Slot, int, int]]:
-        """Write the batch; return (slot, tokens taken, row of its logits or -1) for each slot in it."""
+        """Write the batch; return (slot, tokens taken, row of its logits or -1) for each slot in it.
+
+        A chunk ends where another sequence waits for it to end, so that all go on together from there.
+        """
         rows: list[tuple[Slot, int, int]] = []
         count = 0
-        for slot in sorted(live, key=lambda s: len(s.queue)):
+        for slot in sorted(live, key=lambda s: min(len(each.queue) for each in (s, *s.waiters))):
             waiting = len(slot.queue)
-            if waiting > 1 and rows and rows[-1][1] > 1:
-                break  # one chunk a step
-            take = waiting if waiting == 1 else min(waiting, self._chunks.size, self._batch_tokens - count)
+            if slot.donor is not None or (waiting > 1 and rows and rows[-1][1] > 1):
+                continue  # it waits; one chunk a step
+            ends = [each.goal - len(slot.cells) for each in slot.waiters]
+            take = waiting if waiting == 1 else min(waiting, self._chunks.size, self._batch_rows - count, *ends)
             if take <= 0:
                 break
             self._write(slot, take, count)
@@ -292,8 +347,7 @@ class LlamaCppBackend:
             del slot.queue[:taken]
             if slot.prompt_left:
                 slot.prompt_left = max(0, slot.prompt_left - taken)
-                done = slot.prompt_tokens - slot.prompt_left
-                updates.append(PromptProgress(handle=slot.handle, done_tokens=done, total_tokens=slot.prompt_tokens))
+                updates.append(self._progress(slot))
             if row >= 0:
                 updates += slot.injected
                 slot.injected = []
@@ -321,6 +375,7 @@ class LlamaCppBackend:
         """End a sequence; what was injected and not decoded is as if it never was."""
         assert slot.handle is not None
         slot.has_ended = True
+        self._cache.stop_waiting(slot)
         dropped = sum(piece.injected for piece in slot.injected)
         unfinished = "".join(piece.text for piece in slot.injected if not piece.injected) + slot.text.flush()
         slot.injected, slot.queue = [], slot.queue[: len(slot.queue) - dropped]
@@ -332,9 +387,11 @@ class LlamaCppBackend:
             before = list(slot.cells)
             kept = self._cache.cut(slot, len(before))
             slot.queue[:0] = before[kept:]
+            if slot.prompt_left:
+                slot.prompt_left = slot.prompt_tokens - kept
 
     def _out_of_room(self, live: list[Slot]) -> list[Update]:
-        """Empty an idle slot, else end the longest sequence: the cells are shared and they are all taken."""
+        """Empty an idle slot, else end the sequence that holds most cells by itself: they are all taken."""
         if self._cache.empty_one():
             return []
-        return [self._ended(max(live, key=lambda s: len(s.cells)), "", (), "context")]
+        return [self._ended(max(live, key=self._cache.own_cells), "", (), "context")]

@@ -1,4 +1,4 @@
-"""What is in the KV cache, sequence by sequence, and which part of it a new prompt can use again."""
+"""What is in the KV cache, sequence by sequence, and which part of it a prompt can use again or share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from slm_local.backends.base import shared_prefix
 from slm_local.backends.llamacpp.vocabulary import TokenText
 from slm_local.generation import Handle, Piece
 
+WORTH_WAITING_TOKENS = 32
+"""Waiting for what another sequence reads pays from so many tokens on: a decode of fewer takes about as long as one of
+a single token, the time to read the weights. A whole prompt is always worth it."""
 
-@dataclass(slots=True)
+SMALL_LOSS_TOKENS = 16
+"""A prompt that keeps all but so much of an idle slot's prompt goes on with its conversation: what a template puts
+before an answer, and takes away from the history, is less."""
+
+
+@dataclass(slots=True, eq=False)
 class Slot:
     """One sequence id of the KV cache; `cells` is what the cache holds for it, `queue` what is still to decode."""
 
@@ -29,13 +37,24 @@ class Slot:
     has_ended: bool = False
     """Whether the sequence came to an end and waits to be removed, or continued by an injection."""
     last_used: int = 0
+    is_fork: bool = False
+    donor: Slot | None = None
+    """The sequence that is reading what this one waits for."""
+    donor_id: int = 0
+    """The donor's handle: its slot may come to serve another prompt."""
+    goal: int = 0
+    """How many leading tokens of the donor's are waited for."""
+    waiters: list[Slot] = field(default_factory=list)
+    """Those whose donor this one is."""
 
 
 class KvCache:
     """A unified KV cache of `tokens` cells shared by several sequences, with a ledger of what it holds.
 
-    Recurrent and hybrid models refuse a partial removal and sliding windows forget early positions, so every reuse
-    asks the cache itself: the return value of the removal and the smallest position still kept.
+    Sequences that begin alike hold the same cells: a copy costs no memory and no computing, and a cell is free once no
+    sequence holds it. Recurrent and hybrid models refuse a partial removal, and a copy is their whole state; sliding
+    windows forget early positions. So every reuse asks the cache itself: the return value of the removal and the
+    smallest and largest position still kept.
     """
 
     def __init__(self, library: Any, context: Any, *, tokens: int, sequences: int, window: int) -> None:
@@ -45,24 +64,93 @@ class KvCache:
         self._clock = 0
         self.tokens = tokens
         self.slots = [Slot(sequence=i) for i in range(sequences)]
+        self._common = [[0] * sequences for _ in range(sequences)]
+        """How many leading cells two sequences hold together."""
 
     def live(self) -> list[Slot]:
         """Return the slots that have something to decode."""
         return [slot for slot in self.slots if slot.handle is not None and not slot.has_ended]
 
-    def take(self, prompt: Sequence[int]) -> tuple[Slot, int]:
-        """Return a free slot and how many of the prompt's tokens it already holds.
+    # ---- finding a place
 
-        The slot's ledger and the cache are cut back to exactly these tokens; at least the prompt's last token is
-        left to decode, for its logits. Raises IndexError when no slot is free.
+    def take(self, prompt: Sequence[int]) -> Slot:
+        """Return a free slot whose `cells` and `queue` are the prompt; it holds, or waits for, what others share.
+
+        It is the slot of the conversation that the prompt continues, if no other shares more; else one never used,
+        else the one used longest ago. At least the prompt's last token is left to decode, for its logits. Raises
+        ValueError when no slot is free.
         """
+        shared = {slot: shared_prefix(slot.cells, prompt) for slot in self.slots}
         free = [slot for slot in self.slots if slot.handle is None]
-        slot = max(free, key=lambda s: (shared_prefix(s.cells, prompt), -len(s.cells), -s.last_used))
-        keep = self.cut(slot, min(shared_prefix(slot.cells, prompt), len(prompt) - 1))
+        most = max(shared.values())
+        heirs = [s for s in free if shared[s] == most and s.prompt_tokens - most <= SMALL_LOSS_TOKENS] if most else []
+        slot = min(heirs or free, key=lambda s: (len(s.cells) if heirs else len(s.cells) > 0, s.last_used))
+        keep = self.cut(slot, min(shared[slot], len(prompt) - 1))
         self._clock += 1
         slot.last_used = self._clock
-        self.make_room(len(prompt) - keep, spare=slot)
-        return slot, keep
+        slot.queue = list(prompt[keep:])
+        slot.prompt_left, slot.prompt_tokens = len(slot.queue), len(prompt)
+        self._share(slot)
+        self.make_room(len(prompt) - max(slot.goal, len(slot.cells)), spare=slot)
+        return slot
+
+    def settle(self, live: Sequence[Slot]) -> list[Slot]:
+        """Give the slots that wait what was read for them; return those that wait no more.
+
+        One whose donor was removed or has ended takes what is there and waits for the next, or reads on itself.
+        """
+        settled = []
+        for slot in sorted((slot for slot in live if slot.donor is not None), key=lambda s: s.last_used):
+            donor = slot.donor
+            if donor is not None and self._is_reading(donor, slot.donor_id) and len(donor.cells) < slot.goal:
+                continue
+            self._share(slot)
+            if slot.donor is None:
+                settled.append(slot)
+        return settled
+
+    def _share(self, slot: Slot) -> None:
+        """Copy the longest beginning that a sequence holds; rather wait where one added earlier reads a longer one."""
+        whole = slot.cells + slot.queue
+        others = [other for other in self.slots if other is not slot]
+        readers = [other for other in others if other.last_used < slot.last_used and self._is_reading(other)]
+        held = {other: shared_prefix(other.cells, whole[:-1]) for other in others}
+        read = {other: shared_prefix(other.cells + other.queue[: other.prompt_left], whole[:-1]) for other in readers}
+        donor, later = max(others, key=lambda o: held[o]), max(readers, key=lambda o: read[o], default=None)
+        now = max(held[donor], len(slot.cells))
+        self.stop_waiting(slot)
+        if later is not None and (read[later] >= now + WORTH_WAITING_TOKENS or now < read[later] == len(whole) - 1):
+            assert later.handle is not None
+            slot.donor, slot.donor_id, slot.goal = later, later.handle.id, read[later]
+            later.waiters.append(slot)
+        elif held[donor] > len(slot.cells):
+            self._copy(donor, slot, held[donor])
+            slot.queue = whole[len(slot.cells) :]
+            slot.prompt_left = max(0, slot.prompt_tokens - len(slot.cells))
+
+    def stop_waiting(self, slot: Slot) -> None:
+        """Have a slot wait for nobody."""
+        if slot.donor is not None:
+            slot.donor.waiters.remove(slot)
+        slot.donor, slot.goal = None, 0
+
+    def _is_reading(self, slot: Slot, handle_id: int | None = None) -> bool:
+        """Tell whether a slot has more of its prompt to read, for a certain handle where one is named."""
+        is_live = slot.handle is not None and not slot.has_ended and slot.prompt_left > 0
+        return is_live and (handle_id is None or (slot.handle is not None and slot.handle.id == handle_id))
+
+    def _copy(self, donor: Slot, slot: Slot, keep: int) -> None:
+        """Let a slot hold the first `keep` cells of another, or none where the model does not allow it."""
+        self.cut(slot, 0)
+        self._lib.llama_memory_seq_cp(self._memory, donor.sequence, slot.sequence, 0, keep)
+        slot.cells = donor.cells[:keep]
+        for other, common in enumerate(self._common[donor.sequence]):
+            self._set_common(slot.sequence, other, min(common, keep))
+        self._set_common(slot.sequence, donor.sequence, keep)
+        self._set_common(slot.sequence, slot.sequence, 0)
+        self.cut(slot, keep)
+
+    # ---- giving up cells
 
     def cut(self, slot: Slot, keep: int) -> int:
         """Cut a slot's cells back to `keep` tokens; return how many are really left: all of them or none."""
@@ -70,14 +158,16 @@ class KvCache:
             self._lib.llama_memory_seq_rm(self._memory, slot.sequence, -1, -1)
             keep = 0
         del slot.cells[keep:]
+        for other, common in enumerate(self._common[slot.sequence]):
+            self._set_common(slot.sequence, other, min(common, keep))
         return keep
 
     def make_room(self, cells: int, *, spare: Slot | None = None) -> bool:
         """Empty idle slots, least recently used first, until `cells` cells are free; return whether they are."""
         idle = sorted((s for s in self.slots if s.handle is None and s is not spare), key=lambda s: s.last_used)
-        while self._free_cells() < cells and idle:
+        while self.free_cells() < cells and idle:
             self.cut(idle.pop(0), 0)
-        return self._free_cells() >= cells
+        return self.free_cells() >= cells
 
     def empty_one(self) -> bool:
         """Empty the idle slot used longest ago; return False when there is none with cells."""
@@ -87,8 +177,17 @@ class KvCache:
         self.cut(min(idle, key=lambda s: s.last_used), 0)
         return True
 
-    def _free_cells(self) -> int:
-        return self.tokens - sum(len(slot.cells) for slot in self.slots)
+    def free_cells(self) -> int:
+        """Return how many cells no sequence holds; one that several hold counts once."""
+        held = sum(len(s.cells) - max(self._common[s.sequence][: s.sequence], default=0) for s in self.slots)
+        return self.tokens - held
+
+    def own_cells(self, slot: Slot) -> int:
+        """Return how many cells would become free if this slot were emptied."""
+        return len(slot.cells) - max(self._common[slot.sequence])
+
+    def _set_common(self, one: int, other: int, cells: int) -> None:
+        self._common[one][other] = self._common[other][one] = cells
 
     def _can_keep(self, slot: Slot, keep: int) -> bool:
         if not self._lib.llama_memory_seq_rm(self._memory, slot.sequence, keep, -1):

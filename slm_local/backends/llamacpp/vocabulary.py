@@ -91,6 +91,12 @@ class TokenText:
         """Return the characters that `data` completes; bytes that are no UTF-8 become U+FFFD."""
         return self._decoder.decode(data)
 
+    def copy(self) -> TokenText:
+        """Return another one that goes on from the same unfinished character."""
+        twin = TokenText()
+        twin._decoder.setstate(self._decoder.getstate())
+        return twin
+
     def flush(self) -> str:
         """Return U+FFFD for a character left unfinished, else nothing; start anew."""
         rest = self._decoder.decode(b"", True)
