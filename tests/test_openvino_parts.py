@@ -448,8 +448,8 @@ def test_a_gpu_gets_the_batched_pipeline_with_its_own_blocks_and_no_threads(
     assert device == "GPU.1"
     assert properties == {"CACHE_DIR": str(tmp_path)}
     assert scheduler.enable_prefix_caching
-    assert scheduler.num_kv_blocks == 512 // 16 + made.sequences
-    assert scheduler.max_num_batched_tokens == settings.batch_tokens + made.sequences
+    assert scheduler.num_kv_blocks == 512 // 16 + made.sequences + made.forks
+    assert scheduler.max_num_batched_tokens == settings.batch_tokens + made.sequences + made.forks
     assert made.keeps_prefixes
 
 

@@ -14,7 +14,7 @@ class Backend(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Return what this runtime can do beyond the protocol: "samples", "cached_tokens", "threads", ..."""
+        """Return what this runtime can do beyond the protocol: "samples", "fork", "cached_tokens", "threads", ..."""
         ...
 
     @property
@@ -31,6 +31,9 @@ class Backend(Protocol):
 
     def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
         """Tokenize a prompt and queue it; compute nothing.
+
+        What it has in common with another sequence is read once: one that finds it being read waits for it, and tells
+        of it by a `PromptProgress` when it has it.
 
         Errors: `PromptTooLong` with both counts, `UsageError` for a sampling field the runtime lacks.
         """
@@ -51,6 +54,15 @@ class Backend(Protocol):
         Its tokens come out of the next step that has read the whole prompt, after the last `PromptProgress`, as pieces
         marked `injected`, before the model goes on. What the model wrote stays; only a token that ended the sequence
         (`end` is "stop") is no part of it. A character left unfinished comes out first, as one U+FFFD without ids.
+        """
+        ...
+
+    def fork(self, handle: Handle, text: str, sampling: Sampling) -> Handle | None:
+        """Begin a sequence that goes on from all that `handle` holds and has queued, and from `text` behind it.
+
+        `text` is tokenized alone with control tokens on and yields no pieces: the first are those that the fork samples
+        itself. `prompt_tokens` is all before them. The original is as if nothing had happened. None when no place is
+        free; a fork takes none from `max_sequences`. Errors: `PromptTooLong`. Where "fork" is among the capabilities.
         """
         ...
 

@@ -6,6 +6,9 @@ optional. `end` ends a reply; the next request goes on behind it (also when its 
 script starts over when it is used up. With `times` a step is played so often, `{n}` in its text being the number of the
 time. When something is injected, the reply goes on behind the step that closes its thinking, else behind its end. A
 prompt's tokens, and those of what is injected, are UTF-8 bytes.
+
+A fork says, piece by piece, what the last step played that has `"fork": ["85", "."]` names, and stops. Where the reply
+has named nothing it plays on from where the original is, without moving it; with a text, as after its injection.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ DEFAULT_TEMPLATE = (
 )
 DEFAULT_CONTROL = ("<think>", "</think>", "<|system|>", "<|user|>", "<|assistant|>")
 PREFILL_BYTES_A_STEP = 4096
+FORKS = 4
 ABORT_POLL_S = 0.005
 
 
@@ -49,12 +53,18 @@ class _Live:
     read: int = 0
     ended: bool = False
     injected: list[str] = field(default_factory=list)
+    written: int = 0
+    """Tokens of its pieces."""
+    reader: _Live | None = None
+    """The one that reads, or has read, the first `read` bytes."""
+    own_steps: list[dict[str, Any]] | None = None
+    """What a fork plays; None: the script."""
 
 
 class ScriptedBackend:
     """Plays a script; deterministic, without a model."""
 
-    capabilities = frozenset({"cached_tokens"})
+    capabilities = frozenset({"cached_tokens", "fork"})
     max_sequences = 4
 
     def __init__(self) -> None:
@@ -63,7 +73,8 @@ class ScriptedBackend:
         self._context_tokens = 0
         self._close = ""
         self._live: dict[int, _Live] = {}
-        self._last_prompt = b""
+        self._last: _Live | None = None
+        self._fork_says: list[str] | None = None
         self._handles = 0
 
     def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
@@ -92,16 +103,35 @@ class ScriptedBackend:
         """Queue a prompt. Errors: `PromptTooLong`."""
         del sampling
         data = bytes(i % 256 for i in prompt.ids) if prompt.ids else "".join(r.text for r in prompt.runs).encode()
-        if len(data) >= self._context_tokens:
-            raise prompt_too_long(len(data), self._context_tokens, self._context_tokens)
-        cached = shared_prefix(data[:-1], self._last_prompt)
+        live = self._last = self._begin(data, self._last, shared_prefix(data, self._last.prompt) if self._last else 0)
         if self._next >= len(self._steps):
             self._next = 0
+        return live.handle
+
+    def fork(self, handle: Handle, text: str, sampling: Sampling) -> Handle | None:
+        """Begin a sequence that says what the script has for forks. Errors: `PromptTooLong`."""
+        del sampling
+        if sum(live.own_steps is not None for live in self._live.values()) >= FORKS:
+            return None
+        parent = self._live[handle.id]
+        known = len(parent.prompt) + parent.written
+        data = parent.prompt + bytes(parent.written) + "".join([*parent.injected, text]).encode()
+        fork = self._begin(data, parent, known)
+        fork.own_steps = [{"text": said} for said in self._fork_says or ()]
+        if self._fork_says is None:
+            begin = self._behind(self._next, self._close) if text and not parent.ended else self._next
+            fork.own_steps = self._steps[begin : self._behind(begin)]
+        return fork.handle
+
+    def _begin(self, data: bytes, reader: _Live | None, shared: int) -> _Live:
+        """Queue a prompt of which another one reads, or has read, the first `shared` bytes."""
+        if len(data) >= self._context_tokens:
+            raise prompt_too_long(len(data), self._context_tokens, self._context_tokens)
         self._handles += 1
+        cached = min(shared, len(data) - 1)
         handle = Handle(id=self._handles, prompt_tokens=len(data), cached_tokens=cached)
-        self._live[handle.id] = _Live(handle=handle, prompt=data, read=cached)
-        self._last_prompt = data
-        return handle
+        live = self._live[handle.id] = _Live(handle=handle, prompt=data, read=cached, reader=reader)
+        return live
 
     def step(self, control: Control) -> list[Update]:
         """Play one line for each live sequence."""
@@ -119,8 +149,8 @@ class ScriptedBackend:
         """Queue `text` as the sequence's next piece, and go on as if the model had been convinced by it."""
         live = self._live[handle.id]
         live.injected.append(text)
-        if not live.ended:
-            self._skip(self._close)
+        if not live.ended and live.own_steps is None:
+            self._next = self._behind(self._next, self._close)
         live.ended = False
 
     def token_count(self, text: str) -> int:
@@ -130,16 +160,17 @@ class ScriptedBackend:
     def remove(self, handle: Handle) -> None:
         """Forget the sequence, and what is left of its reply if it plays alone."""
         live = self._live.pop(handle.id, None)
-        if live is not None and not live.ended and not self._live:
-            self._skip()
+        if live is None or live.ended or live.own_steps is not None:
+            return
+        if all(other.own_steps is not None for other in self._live.values()):
+            self._next = self._behind(self._next)
 
-    def _skip(self, text: str = "") -> None:
-        """Go on behind the next step that ends a reply or, where one is given, holds a text."""
-        while self._next < len(self._steps):
-            self._next += 1
-            step = self._steps[self._next - 1]
+    def _behind(self, begin: int, text: str = "") -> int:
+        """Return the place behind the next step that ends a reply or, where one is given, holds a text."""
+        for place, step in enumerate(self._steps[begin:], begin + 1):
             if step.get("end") or (text and text in step.get("text", "")):
-                return
+                return place
+        return len(self._steps)
 
     def close(self) -> None:
         """Forget everything."""
@@ -156,21 +187,41 @@ class ScriptedBackend:
         return dict(setup)
 
     def _advance(self, live: _Live, control: Control) -> Update | None:
+        if not self._has_its_share(live):
+            return None
         if live.read < len(live.prompt):
             live.read = min(len(live.prompt), live.read + PREFILL_BYTES_A_STEP)
             return PromptProgress(handle=live.handle, done_tokens=live.read, total_tokens=len(live.prompt))
         if live.injected:
             text = live.injected.pop(0)
+            live.written += len(text.encode())
             return Piece(handle=live.handle, text=text, ids=tuple(text.encode()), injected=True)
-        if self._next >= len(self._steps):
+        steps, place = (self._steps, self._next) if live.own_steps is None else (live.own_steps, 0)
+        if place >= len(steps):
             return Piece(handle=live.handle, text="", ids=(0,), end="stop")
-        row = self._steps[self._next]
+        row = steps[place]
         if not _wait(float(row.get("delay", 0.0)), control):
             return None
-        self._next += 1
+        if live.own_steps is None:
+            self._next += 1
+            self._fork_says = None if row.get("end") else row.get("fork", self._fork_says)
+        else:
+            del live.own_steps[0]
         if row.get("fault"):
             _fail(str(row["fault"]), control)
-        return Piece(handle=live.handle, text=row.get("text", ""), ids=tuple(row.get("ids", (0,))), end=row.get("end"))
+        ids = tuple(row.get("ids", (0,)))
+        live.written += 0 if row.get("end") else len(ids)
+        return Piece(handle=live.handle, text=row.get("text", ""), ids=ids, end=row.get("end"))
+
+    def _has_its_share(self, live: _Live) -> bool:
+        """Tell whether what another one reads for this is read; take what there is when that one is gone."""
+        reader = live.reader
+        if reader is None or live.read <= reader.read + reader.written:
+            live.reader = None
+        elif reader.handle.id not in self._live:
+            live.reader, live.read = None, reader.read
+            live.handle = replace(live.handle, cached_tokens=live.read)
+        return live.reader is None
 
 
 def _played(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """OpenVINO GenAI behind the backend protocol: add requests, step, read.
 
 A prompt is read in chunks, each a request for one token with a longer beginning of it: the prefix cache keeps what was
-computed, so that a chunk's size can follow the speed seen, and a cancel leaves nothing undone. Text is made from tokens
+computed, so that a chunk's size can follow the speed seen, and a cancel leaves nothing undone. What prompts have in
+common is computed for the first of them; the others are held back until then. Text is made from tokens
 here, so that none is held back.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from slm_local.backends.base import prompt_too_long
+from slm_local.backends.base import prompt_too_long, shared_prefix
 from slm_local.backends.llamacpp.vocabulary import TokenText
 from slm_local.backends.openvino.library import genai, reason_of
 from slm_local.backends.openvino.loading import WARM_UP_TOKENS, load_model
@@ -53,6 +54,7 @@ class Sequence:
     is_generating: bool = False
     has_ended: bool = False
     """Whether it came to an end and waits to be removed, or continued by an injection."""
+    is_fork: bool = False
     text: TokenText = field(default_factory=TokenText)
     injected: list[Piece] = field(default_factory=list)
     """What an injection will show once its tokens, the last of `ids`, are read."""
@@ -101,6 +103,24 @@ class OpenVinoBackend:
         handle = Handle(id=self._handles, prompt_tokens=len(ids), cached_tokens=None)
         self._live[handle.id] = Sequence(handle=handle, ids=ids, fields=fields, seed=seed)
         return handle
+
+    def fork(self, handle: Handle, text: str, sampling: Sampling) -> Handle | None:
+        """Begin a sequence that goes on from all that another holds and has queued, and from `text` behind it.
+
+        To the runtime it is a request of its own, whose whole blocks it finds computed; penalties as after `inject`.
+        None when no place is free. Errors: `PromptTooLong`, `UsageError`.
+        """
+        if sum(sequence.is_fork for sequence in self._live.values()) >= self._pipeline.forks:
+            return None
+        parent = self._live[handle.id]
+        if parent.is_generating:
+            self._ledger.remember(parent.ids[:-1])
+        added = self._words.tokenize(text, parse_control=True)
+        fork = self.add(Prompt(ids=(*parent.ids, *added)), sampling)
+        self._live[fork.id].is_fork = True
+        if not text:
+            self._live[fork.id].text = parent.text.copy()
+        return fork
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         if prompt.ids is None:
@@ -181,17 +201,31 @@ class OpenVinoBackend:
         return updates
 
     def _feed(self) -> int:
-        """Give a request to the first sequence that has none; return how many tokens it will read in the next step.
+        """Give requests to sequences that have none; return how many tokens they will read in the next step.
 
-        One reads at a time, so that a step stays short and a prompt asked for twice is computed once.
+        At most a chunk is read in a step, and nothing twice: one whose prompt begins as that of another which is read
+        in this step gets its request in the next. Who waits for an answer after an injection is served first.
         """
         waiting = [each for each in self._live.values() if each.request is None and not each.has_ended]
-        if not waiting or any(sequence.chunk_end is not None for sequence in self._live.values()):
+        if any(sequence.chunk_end is not None for sequence in self._live.values()):
             return 0
-        sequence = next((each for each in waiting if each.injected), waiting[0])  # its reader waits for the answer
-        known, end = 0, len(sequence.ids)
+        fed: list[Sequence] = []
+        tokens = 0
+        for sequence in sorted(waiting, key=lambda each: not each.injected):
+            known = max(sequence.read_tokens, self._ledger.known(sequence.ids)) if self._pipeline.keeps_prefixes else 0
+            fits = tokens + len(sequence.ids) - known <= self._chunks.size
+            if fed and (not fits or any(shared_prefix(each.ids, sequence.ids[:-1]) > known for each in fed)):
+                continue
+            tokens += self._start(sequence, known)
+            fed.append(sequence)
+            if sequence.chunk_end is not None:
+                break
+        return tokens
+
+    def _start(self, sequence: Sequence, known: int) -> int:
+        """Give a sequence a request that reads a chunk, or all that is left, of what is not known; return how much."""
+        end = len(sequence.ids)
         if self._pipeline.keeps_prefixes:
-            known = max(sequence.read_tokens, self._ledger.known(sequence.ids))
             end = min(known + self._chunks.size, end)
         if end < len(sequence.ids):
             sequence.chunk_end = end
@@ -218,6 +252,7 @@ class OpenVinoBackend:
         for place, token in enumerate(output.ids):
             if not sequence.is_generating:
                 sequence.is_generating = True
+                self._ledger.remember(sequence.ids)
                 updates += self._progress(sequence, sequence.handle.prompt_tokens or 0)
                 updates += sequence.injected
                 sequence.injected = []

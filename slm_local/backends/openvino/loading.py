@@ -126,6 +126,7 @@ def capabilities(settings: LoadSettings, pipeline: Pipeline) -> frozenset[str]:
     "rereads" is what it must do: read everything again to go on after an injection.
     """
     found = {"samples"} if pipeline.sequences > 1 else set()
+    found |= {"fork"} if pipeline.forks else set()
     found |= set() if pipeline.keeps_prefixes else {"rereads"}
     return frozenset(found | ({"threads"} if settings.device == "cpu" else set()))
 

@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol
 from slm_local.backends.openvino.library import IDLE_TOKENIZER, genai, kept_signal_stack, openvino
 from slm_local.generation import Control, LoadSettings
 
-SEQUENCES = 8
+SEQUENCES, FORKS = 8, 4
+"""Requests at once, and beyond them sequences that go on from others. Each has a block of the KV cache for itself."""
 
 BLOCK_TOKENS = {"CPU": 32}
 """Tokens in a block of the KV cache; 16 elsewhere."""
@@ -41,6 +42,8 @@ class Pipeline(Protocol):
 
     sequences: int
     """How many requests may be live."""
+    forks: int
+    """How many more, for sequences that go on from others."""
     keeps_prefixes: bool
     """Whether a new request finds again what an earlier one with the same beginning computed."""
     longest_prompt: int
@@ -69,6 +72,7 @@ class Batched:
     """
 
     sequences = SEQUENCES
+    forks = FORKS
     keeps_prefixes = True
 
     @kept_signal_stack()
@@ -79,10 +83,10 @@ class Batched:
         scheduler = module.SchedulerConfig()
         scheduler.enable_prefix_caching = True
         scheduler.dynamic_split_fuse = True
-        scheduler.max_num_seqs = SEQUENCES
-        scheduler.max_num_batched_tokens = settings.batch_tokens + SEQUENCES
+        scheduler.max_num_seqs = SEQUENCES + FORKS
+        scheduler.max_num_batched_tokens = settings.batch_tokens + SEQUENCES + FORKS
         blocks = math.ceil(settings.context_tokens / BLOCK_TOKENS.get(device, 16))
-        scheduler.num_kv_blocks = blocks + SEQUENCES  # each sequence ends in a block that is not full
+        scheduler.num_kv_blocks = blocks + SEQUENCES + FORKS  # each sequence ends in a block that is not full
         tokenizer = module.Tokenizer(str(IDLE_TOKENIZER))
         self._pipeline = module.ContinuousBatchingPipeline(str(model), tokenizer, scheduler, device, **properties)
         self._handles: dict[int, Any] = {}
@@ -147,6 +151,7 @@ class Single:
     """
 
     sequences = 1
+    forks = 0
     keeps_prefixes = False
 
     @kept_signal_stack()
