@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from slm_local.backends.scripted import ScriptedBackend
 from slm_local.driver import Driver, StopText
-from slm_local.errors import PromptTooLong
+from slm_local.errors import PromptTooLong, SlmError
 from slm_local.generation import (
     AnswerDelta,
     Control,
@@ -69,6 +69,21 @@ def test_more_requests_than_places_wait_and_are_all_answered(script: ScriptWrite
     while driver.is_busy:
         done |= {number for number, event in driver.step() if isinstance(event, Done)}
     assert done == set(range(7))
+
+
+def test_usage_says_how_much_was_shared_even_when_the_one_that_read_it_was_cancelled(script: ScriptWriter) -> None:
+    driver = Driver(ScriptedBackend())
+    path = script({"text": "yes"}, {"end": "stop"})
+    driver.load(load_settings_for("scripted", path, context=16_384), Control(), lambda fraction: None)
+    question = ask("x" * 9000)
+    driver.start(1, question)
+    events = driver.start(2, question) + driver.step()
+    driver.cancel(1)
+    while driver.is_busy:
+        events += driver.step()
+    heard = Heard([event for number, event in events if number == 2 and not isinstance(event, SlmError)])
+    assert heard.started.cached_tokens == (heard.started.prompt_tokens or 0) - 1
+    assert heard.reply.usage.cached_tokens == 4096  # what one step read
 
 
 def test_a_request_cancelled_while_it_waits_ends_without_having_run(script: ScriptWriter) -> None:

@@ -314,6 +314,27 @@ def test_the_next_turn_reads_only_its_own_tokens(load: Loader, tiny_reasoner: Pa
     backend.remove(handle)
 
 
+def test_eight_requests_and_a_fork_share_the_blocks_of_their_prompt(load: Loader, tiny_reasoner: Path) -> None:
+    backend = load(tiny_reasoner, batch_tokens=64)
+    backend._ends = frozenset(backend._words.tokenize("<｜begin▁of▁sentence｜>", parse_control=True))
+    handles = [backend.add(text_prompt(LONG), Sampling()) for _ in range(8)]
+    told: dict[int, list[Piece]] = {handle.id: [] for handle in handles}
+    while not all(told.values()):
+        for update in backend.step(Control()):
+            if isinstance(update, Piece):
+                told[update.handle.id].append(update)
+    assert [len(found) for found in told.values()] == [2, *[1] * 7]  # the seven begin together, a step later
+    fork = backend.fork(handles[0], "", Sampling())
+    assert fork is not None
+    pieces(backend, fork, 1)
+    blocks = backend._pipeline._pipeline.get_metrics().cache_usage / 100 * (512 // 32 + 8 + 4)  # type: ignore[attr-defined]
+    shared = (handles[0].prompt_tokens or 0) // 32
+    assert shared > 5
+    assert round(blocks) <= shared + 9 * 2
+    for handle in handles:
+        backend.remove(handle)
+
+
 # ---- sampling
 
 

@@ -323,7 +323,7 @@ class LlamaCppBackend:
             ends = [each.goal - len(slot.cells) for each in slot.waiters]
             take = waiting if waiting == 1 else min(waiting, self._chunks.size, self._batch_rows - count, *ends)
             if take <= 0:
-                break
+                continue
             self._write(slot, take, count)
             count += take
             rows.append((slot, take, count - 1 if take == waiting else -1))

@@ -114,12 +114,13 @@ class KvCache:
         whole = slot.cells + slot.queue
         others = [other for other in self.slots if other is not slot]
         readers = [other for other in others if other.last_used < slot.last_used and self._is_reading(other)]
-        held = {other: shared_prefix(other.cells, whole[:-1]) for other in others}
-        read = {other: shared_prefix(other.cells + other.queue[: other.prompt_left], whole[:-1]) for other in readers}
+        wanted = whole[:-1]
+        held = {other: shared_prefix(other.cells, wanted) for other in others}
+        read = {other: shared_prefix(other.cells + other.queue[: other.prompt_left], wanted) for other in readers}
         donor, later = max(others, key=lambda o: held[o]), max(readers, key=lambda o: read[o], default=None)
         now = max(held[donor], len(slot.cells))
         self.stop_waiting(slot)
-        if later is not None and (read[later] >= now + WORTH_WAITING_TOKENS or now < read[later] == len(whole) - 1):
+        if later is not None and (read[later] >= now + WORTH_WAITING_TOKENS or now < read[later] == len(wanted)):
             assert later.handle is not None
             slot.donor, slot.donor_id, slot.goal = later, later.handle.id, read[later]
             later.waiters.append(slot)
