@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ThinkDelta,
         Thinking,
     )
+    from slm_local.samples import Vote, vote
     from slm_local.session import ChatSession
 
 __version__ = "0.3.0"
@@ -41,6 +42,8 @@ _HOMES = {
     "AnswerDelta": "generation",
     "Done": "generation",
     "Reply": "generation",
+    "Vote": "samples",
+    "vote": "samples",
 }
 
 __all__ = [
@@ -57,8 +60,10 @@ __all__ = [
     "Started",
     "ThinkDelta",
     "Thinking",
+    "Vote",
     "__version__",
     "open_model",
+    "vote",
 ]
 
 

@@ -7,6 +7,7 @@ not in it is an error that says where it stands and what to write instead. It kn
 from __future__ import annotations
 
 import os
+import random
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -115,6 +116,11 @@ class _Kind:
 
     read: Callable[[object], object]
     example: str
+
+
+def draw_seed() -> int:
+    """Return a fresh seed."""
+    return random.SystemRandom().randint(0, MAX_SEED)
 
 
 def load_settings(

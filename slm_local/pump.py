@@ -5,14 +5,17 @@ The engine is never slowed by a display: a token costs the display nothing but i
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 from slm_local.generation import AnswerDelta, StreamEvent, ThinkDelta
-from slm_local.metrics import Collector
+
+Event = TypeVar("Event")
 
 Delta = ThinkDelta | AnswerDelta
 
@@ -63,14 +66,18 @@ def _split(delta: Delta, tokens: int) -> tuple[Delta, Delta]:
     )
 
 
+POLL_S = 0.2
+"""A wait without an end can't be interrupted on Windows."""
+
+
 @dataclass(slots=True)
-class Pump:
+class Pump(Generic[Event]):
     """Reads events in a thread of its own; `waiting` holds those that came, each with its time by `perf_counter`."""
 
-    events: Iterator[StreamEvent]
-    collector: Collector
-    """Knows the reply so far."""
-    waiting: deque[tuple[float, StreamEvent]] = field(default_factory=deque)
+    events: Iterator[Event]
+    note: Callable[[Event], None]
+    """Is told of every event as soon as it came."""
+    waiting: deque[tuple[float, Event]] = field(default_factory=deque)
     ended: threading.Event = field(default_factory=threading.Event)
     """Set once the last event is in `waiting`, or an error ended them."""
     error: BaseException | None = None
@@ -84,9 +91,37 @@ class Pump:
     def _run(self) -> None:
         try:
             for event in self.events:
-                self.collector.feed(event)
+                self.note(event)
                 self.waiting.append((time.perf_counter(), event))
         except BaseException as error:  # for whoever shows them to raise again
             self.error = error
         finally:
             self.ended.set()
+
+
+class Mailbox(Generic[Event]):
+    """What several threads tell one reader, in the order in which it came."""
+
+    def __init__(self) -> None:
+        self._told: queue.SimpleQueue[tuple[Event | None, BaseException | None]] = queue.SimpleQueue()
+
+    def tell(self, event: Event) -> None:
+        """Let the reader have an event."""
+        self._told.put((event, None))
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Let the reader come to its end behind what was told so far, or have an error raised."""
+        self._told.put((None, error))
+
+    def read(self) -> Iterator[Event]:
+        """Yield what is told until the end; waits can be interrupted on every system."""
+        while True:
+            try:
+                event, error = self._told.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            if event is None:
+                return
+            yield event

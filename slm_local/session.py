@@ -5,13 +5,16 @@ The history holds no thinking, whatever the model's template would do with it, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from slm_local import samples
 from slm_local.engine import Engine
 from slm_local.errors import UsageError
-from slm_local.generation import Control, Done, Message, Reply, StreamEvent, Thinking
-from slm_local.store import ChatKind, Exchange, Record, Recorder, Store, facts_of, markdown
+from slm_local.generation import Control, Done, GenerationRequest, Message, Reply, StreamEvent, Thinking
+from slm_local.samples import Sample, SampleEvent, SampleMessage, Vote
+from slm_local.samples.variety import seeded
+from slm_local.store import ChatKind, Exchange, PlanFacts, Record, Recorder, Store, facts_of, markdown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +80,7 @@ class ChatSession:
     def send(self, text: str, control: Control | None = None) -> Iterator[StreamEvent]:
         """Say something; yield the reply's events. Errors: those of `Engine.stream`."""
         self.unanswered, self._failed = text, None
-        request = self.engine.request((*self.messages, Message(role="user", content=text)), think=self.think)
+        request = self._request(text)
         facts = facts_of(self.engine.plan, request)
         with self._recorder.turn(text, model=self.engine.reference, system=self.system, facts=facts) as record:
             self._failed = record
@@ -87,6 +90,53 @@ class ChatSession:
                     self._recorder.finish(record)
                     self._answered(text, event.reply, record)
                 yield event
+
+    def sample(
+        self, text: str, seeds: Sequence[int], *, stops_early: bool = False, control: Control | None = None
+    ) -> Iterator[SampleMessage]:
+        """Say something and have it answered once for each seed; yield what happens. It goes on with the winner.
+
+        Every sample is kept once it ended, sample 0 while it comes. Errors: those of `samples.draw`,
+        `UsageError` as `samples.check_variety`.
+        """
+        self.unanswered, self._failed = text, None
+        engine = self.engine
+        count = len(seeds)
+        samples.check_variety(count, engine.settings.sampling)
+        request = samples.varied(self._request(text), count)
+
+        def facts(seed: int) -> PlanFacts:
+            return facts_of(engine.plan, seeded(request, seed), samples=count if count > 1 else None)
+
+        recorder, model = self._recorder, engine.reference
+        records: dict[int, Record] = {}
+        last: Vote | None = None
+        try:
+            with recorder.turn(text, model=model, system=self.system, facts=facts(seeds[0])) as first:
+                for message in samples.draw(engine, request, seeds=seeds, stops_early=stops_early, control=control):
+                    match message:
+                        case SampleEvent(sample=0):
+                            first.feed(message.event)
+                        case Sample(number=number, seed=seed):
+                            other = Record(prompt=text, model=model, system=self.system, facts=facts(seed))
+                            record = records[number] = first if number == 0 else other
+                            record.ending, record.state = (message.reply, message.error), "sample"
+                            recorder.finish(record)
+                        case Vote():
+                            last = message
+                    yield message
+        finally:
+            self._take_sample(text, last, records)
+
+    def _take_sample(self, text: str, vote: Vote | None, records: Mapping[int, Record]) -> None:
+        """Go on with the winner of a vote."""
+        winner = vote.winner if vote is not None else None
+        if winner is not None:
+            self._recorder.mark(records[winner.number], "done")
+            self._answered(text, winner.reply, records[winner.number])
+
+    def _request(self, text: str) -> GenerationRequest:
+        return self.engine.request((*self.messages, Message(role="user", content=text)), think=self.think)
 
     def regenerate(self, control: Control | None = None) -> Iterator[StreamEvent]:
         """Answer the last prompt anew; the old answer stays when there is no new one. Errors: `UsageError`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +22,7 @@ from slm_local.pump import EMBEDDED_PACE
 from slm_local.registry import Registry, find_local, load_registry
 from slm_local.selector import suggest
 from slm_local.session import ChatSession
-from slm_local.system import can_type_lines
+from slm_local.system import TypedLine, can_type_lines
 from slm_local.thinking import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -110,9 +110,9 @@ class Teller:
                 self.terminal.say(line, DIM)
         return outcome
 
-    def say_unused(self, outcome: Outcome) -> None:
+    def say_unused(self, typed: Sequence[TypedLine]) -> None:
         """Say what was typed while it thought and reached nobody."""
-        lines = [line.decode(errors="replace") for line in outcome.typed if line is not None]
+        lines = [line.decode(errors="replace") for line in typed if line is not None]
         if lines:
             self.terminal.say(f"typed while it thought, and not used: {' · '.join(lines)}", DIM)
 

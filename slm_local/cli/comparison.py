@@ -14,9 +14,9 @@ from slm_local.cli.options import Flags
 from slm_local.cli.render import DIM, RED, YELLOW, Terminal
 from slm_local.cli.stream import View, noted_presses, play
 from slm_local.cli.views import PlainView, Subject
-from slm_local.compare import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question, compare, draw_seed, verdicts
+from slm_local.compare import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question, compare, verdicts
 from slm_local.compare.measures import Rows, answers, footnotes, mean_measures, measures
-from slm_local.config import Settings
+from slm_local.config import Settings, draw_seed
 from slm_local.engine import Offer
 from slm_local.errors import Interrupted
 from slm_local.forecast import machine_line
@@ -143,7 +143,7 @@ class Comparison:
         self.has_written = True
         outcome = play(events, view, control, pace=pace, hears_keys=pace is None and self._may_think(lane))
         teller = Teller(terminal=self.terminal, flags=self.flags, registry=self.registry)
-        teller.say_unused(outcome)
+        teller.say_unused(outcome.typed)
         if self.results:
             self._say_ending(self.results[-1])
         self.terminal.line()

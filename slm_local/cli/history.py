@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from slm_local.cli.kept import (
+    ASIDE_WORDS,
     FORMATS,
     HEAD,
     exported,
@@ -61,7 +62,9 @@ def show(
     context: typer.Context,
     number: Annotated[int | None, typer.Argument(metavar="[ID]", show_default=False)] = None,
     thinking: Thinking = True,
-    everything: Annotated[bool, typer.Option("--all", help="turns that were undone or answered anew, too")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="turns undone or answered anew and other samples, too")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Show a chat; without ID the one that was written to last."""
@@ -73,7 +76,7 @@ def show(
         return 0
     left_out = show_chat(terminal, chat, with_thinking=thinking, with_undone=everything)
     if left_out:
-        terminal.say(f"{_turns(left_out)} undone or answered anew · slm history show {chat.id} --all", DIM)
+        terminal.say(f"{_turns(left_out)} {ASIDE_WORDS} · slm history show {chat.id} --all", DIM)
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from slm_local.cli.render import DIM, YELLOW, Terminal, columns_of, json_text, rule
 from slm_local.sanitize import one_line, visible
 from slm_local.store import (
+    ASIDE_STATES,
     Chat,
     ChatRow,
     Hit,
@@ -28,7 +29,7 @@ FORMATS = ("md", "json", "jsonl")
 MIN_TITLE_COLUMNS = 12
 MODEL_COLUMNS = 24
 MAX_RULE_COLUMNS = 100
-UNDONE = ("undone", "replaced")
+ASIDE_WORDS = "undone, answered anew or other samples"
 
 
 def row_object(row: ChatRow) -> dict[str, Any]:
@@ -75,8 +76,8 @@ def when(moment: datetime) -> str:
 
 
 def show_chat(terminal: Terminal, chat: Chat, *, with_thinking: bool, with_undone: bool) -> int:
-    """Write a chat to stdout; return how many turns, undone or answered anew, were left out."""
-    shown = [turn for turn in chat.turns if with_undone or turn.state not in UNDONE]
+    """Write a chat to stdout; return how many turns, undone, answered anew or other samples, were left out."""
+    shown = [turn for turn in chat.turns if with_undone or turn.state not in ASIDE_STATES]
     terminal.write(terminal.paint(f"chat {chat.id} · {chat.kind} · {one_line(chat.model)}", DIM) + "\n")
     if chat.system:
         _part(terminal, "system", chat.system)
@@ -126,15 +127,15 @@ def exported(chats: Sequence[Chat], form: str, *, with_thinking: bool) -> tuple[
     if form == "jsonl":
         lines = [each for chat in chats if (each := messages_object(chat, with_thinking=with_thinking))]
         left_out = sum(not is_example(turn) for chat in chats for turn in chat.turns)
-        remark = f"left out: {left_out} of the turns, undone, answered anew or not answered to the end"
+        remark = f"left out: {left_out} of the turns, undone, answered anew, other samples or not answered to the end"
         return "".join(json_text(each) + "\n" for each in lines), remark if left_out else ""
-    undone = sum(turn.state in UNDONE for chat in chats for turn in chat.turns)
-    remark = f"left out: {undone} of the turns, undone or answered anew · --format json has them"
-    return "\n".join(_markdown(chat, with_thinking) for chat in chats), remark if undone else ""
+    aside = sum(turn.state in ASIDE_STATES for chat in chats for turn in chat.turns)
+    remark = f"left out: {aside} of the turns, {ASIDE_WORDS} · --format json has them"
+    return "\n".join(_markdown(chat, with_thinking) for chat in chats), remark if aside else ""
 
 
 def _markdown(chat: Chat, with_thinking: bool) -> str:
-    exchanges = [exchange_of(turn) for turn in chat.turns if turn.state not in UNDONE]
+    exchanges = [exchange_of(turn) for turn in chat.turns if turn.state not in ASIDE_STATES]
     if not with_thinking:
         exchanges = [replace(each, thinking="") for each in exchanges]
     return markdown(chat.title or f"Chat {chat.id}", chat.system, exchanges)

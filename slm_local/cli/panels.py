@@ -43,7 +43,7 @@ class PanelView:
         self._model = one_line(model, 60)
         self._shows_thinking = shows_thinking and not is_quiet
         self._is_quiet = is_quiet
-        self._live = LiveRender(Group())
+        self._region = Region(terminal, MAX_TAIL_ROWS)
         self._visible = Visible()
         self._complete: list[RenderableType] = []
         """What is complete and not printed yet."""
@@ -157,14 +157,33 @@ class PanelView:
 
     def _draw(self, tail: Sequence[RenderableType]) -> None:
         """Print what is complete above the live region, and `tail` (its last rows) as the region."""
+        self._region.draw(self._complete, tail)
+        self._complete.clear()
+
+
+class Region:
+    """The terminal's last rows, redrawn as often as one likes below what is printed once."""
+
+    def __init__(self, terminal: Terminal, max_rows: int) -> None:
+        self._terminal, self._max_rows = terminal, max_rows
+        self._live = LiveRender(Group())
+
+    def draw(self, complete: Sequence[RenderableType], tail: Sequence[RenderableType]) -> None:
+        """Print what is complete above the region, and `tail` as the region: its last rows, where it has too many."""
         with self._terminal.drawing() as console:
             console.control(self._live.position_cursor())
-            for each in self._complete:  # a Text is a line or code that the terminal wraps, so that copies are whole
+            for each in complete:  # a Text is a line or code that the terminal wraps, so that copies are whole
                 console.print(each, soft_wrap=isinstance(each, Text))
-            self._complete.clear()
-            rows = console.render_lines(Group(*tail), pad=False)[-min(MAX_TAIL_ROWS, console.height - 2) :]
+            rows = console.render_lines(Group(*tail), pad=False)[-min(self._max_rows, console.height - 2) :]
             self._live.set_renderable(_Rows(rows))
             console.print(self._live, end="")
+
+
+def in_blocks(text: str) -> list[RenderableType]:
+    """Return a whole answer, visible already, as its blocks of Markdown with an empty line between two."""
+    splitter = BlockSplitter()
+    blocks = [*splitter.feed(text), *splitter.flush()]
+    return [part for block in blocks for part in (Text(), rendered(block))][1:]
 
 
 class _Rows:

@@ -7,13 +7,17 @@ from typing import Annotated
 import typer
 
 from slm_local.cli.answering import Form, Teller, registry_here, subject_of
+from slm_local.cli.ballots import NOTHING, samples_object, votes_line
 from slm_local.cli.keeping import Kept, kept_chat, opened_store
-from slm_local.cli.options import SHOWN, ChatFlags, takes
+from slm_local.cli.options import SAMPLING, SHOWN, ChatFlags, takes
 from slm_local.cli.prompt import joined_prompt, split_model
 from slm_local.cli.render import Terminal
+from slm_local.cli.sampling import Samples, sampled, wanted
 from slm_local.cli.views import Subject, nothing_yet, reply_object
+from slm_local.engine import Engine
 from slm_local.errors import Interrupted, SlmError, UsageError
 from slm_local.generation import Control
+from slm_local.samples import check_variety
 from slm_local.session import ChatSession
 from slm_local.system import signalled
 
@@ -23,6 +27,14 @@ def command(
     context: typer.Context,
     flags: ChatFlags,
     words: Annotated[list[str] | None, typer.Argument(metavar="MODEL [PROMPT]...", show_default=False)] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option("--samples", metavar="N", help="answer it N times at once", rich_help_panel=SAMPLING),
+    ] = None,
+    vote: Annotated[
+        bool,
+        typer.Option("--vote", help="show the answer that most samples give", rich_help_panel=SAMPLING),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object at the end", rich_help_panel=SHOWN)] = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="one JSON event a line", rich_help_panel=SHOWN)] = False,
 ) -> int:
@@ -37,14 +49,13 @@ def command(
     form: Form = "json" if json else "jsonl" if jsonl else "text"
     run = _Run(terminal, flags, form)
     try:
+        run.samples = wanted(samples, votes=vote)
         return run.run(words or [])
     except KeyboardInterrupt:
         raise Interrupted("stopped before there was an answer") from None
     except SlmError as error:
         if form != "text" and not run.has_written:
-            values = reply_object(run.subject, nothing_yet(), error)
-            event = {"event": "error"} if form == "jsonl" else {}
-            terminal.json({**event, **values}, is_line=form == "jsonl")
+            run.write_failure(error)
         raise
 
 
@@ -54,7 +65,19 @@ class _Run:
     def __init__(self, terminal: Terminal, flags: ChatFlags, form: Form) -> None:
         self._terminal, self._flags, self._form = terminal, flags, form
         self.subject = Subject(model="", prompt="")
+        self.samples: Samples | None = None
         self.has_written = False
+
+    def write_failure(self, error: SlmError) -> None:
+        """Write the JSON of what never began."""
+        is_line = self._form == "jsonl"
+        if self.samples is None:
+            values = {**({"event": "error"} if is_line else {}), **reply_object(self.subject, nothing_yet(), error)}
+        elif is_line:
+            values = votes_line(NOTHING, error)
+        else:
+            values = samples_object(self.subject, NOTHING, error)
+        self._terminal.json(values, is_line=is_line)
 
     def run(self, words: list[str]) -> int:
         """Do it and return the exit code. Errors: everything that can go wrong before the first event, and after."""
@@ -70,7 +93,9 @@ class _Run:
             model = flags.model or (kept.model if kept else None)
             reference, words = split_model(words, model, settings.model, registry)
             self.subject = Subject(model=reference, prompt=" ".join(words))
-            registry.resolve(reference)
+            own = registry.resolve(reference).settings
+            if self.samples is not None:
+                check_variety(self.samples.count, flags.settings(own).sampling)
             teller = Teller(terminal=self._terminal, flags=flags, registry=registry, form=self._form, store=store)
             prompt = joined_prompt(self._terminal, words, flags.file or [])
             if prompt is None:
@@ -83,17 +108,32 @@ class _Run:
         with signalled(control.end_thinking), teller.open(reference) as engine:
             self.subject = subject_of(engine, prompt)
             session = ChatSession(engine, store=teller.store, kind="run", chat=kept.id if kept else None)
+            if self.samples is not None:
+                return self._sample(teller, engine, session, self.samples)
             events = session.send(prompt, control)
             pace = teller.pace(engine)
             self.has_written = True
             outcome = teller.show(engine, events, control, self.subject, pace)
             teller.say_unkept(session)
-            teller.say_unused(outcome)
+            teller.say_unused(outcome.typed)
         if outcome.error is not None:
             raise outcome.error
         return 130 if outcome.was_interrupted else 0
 
+    def _sample(self, teller: Teller, engine: Engine, session: ChatSession, asked: Samples) -> int:
+        self.has_written = True
+        try:
+            shown = sampled(teller, engine, session, self.subject, asked)
+        finally:
+            teller.say_unkept(session)
+        teller.say_unused(shown.typed)
+        if shown.error is not None:
+            raise shown.error
+        return 130 if shown.was_interrupted else 0
+
     def _chat(self, teller: Teller, reference: str, kept: Kept | None) -> int:
+        if self.samples is not None:
+            raise UsageError("samples are drawn of a prompt", hint=f'slm run {reference} "..." --samples 8 --vote')
         if self._form != "text":
             raise UsageError(f"--{self._form} needs a prompt", hint=f'slm run {reference} "..." --{self._form}')
         from slm_local.cli.chat import chat

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from slm_local.errors import Interrupted, SlmError
-from slm_local.generation import AnswerDelta, Control, Finish, Reply, Started, StreamEvent
+from slm_local.generation import AnswerDelta, Control, Reply, Started, StreamEvent
 from slm_local.metrics import Collector
 from slm_local.pump import Pacer, Pump
 from slm_local.system import TypedLine, TypedLines
+
+Event = TypeVar("Event")
 
 ANSWER_NOW = "Enter: answer now"
 
@@ -76,7 +78,81 @@ def play(
     `Interrupted`. Errors of the engine are part of the outcome; any other exception is raised. With `hears_keys` an
     empty line typed before the answer begins ends thinking; it is for where stdin is a terminal.
     """
-    pump = Pump(events, Collector(load_s=load_s))
+    collector = Collector(load_s=load_s)
+    pump = Pump(events, collector.feed)
+    with heard(control, listens=hears_keys) as person:
+        playing = _Playing(pump, Pacer(pace), view, person)
+        read_while(pump, control, playing.show)
+    error = failure_of(pump)
+    outcome = Outcome(
+        reply=collector.reply("cancelled" if error is None else "error"),
+        error=error,
+        was_interrupted=bool(person.presses),
+        started=playing.started,
+        typed=tuple(person.typed),
+    )
+    view.close(outcome)
+    person.leave_if_pressed_twice()
+    return outcome
+
+
+def read_while(pump: Pump[Event], control: Control, show: Callable[[], None]) -> None:
+    """Have a pump read while `show` runs; whatever that raises cancels what is read first."""
+    thread = pump.start()
+    try:
+        show()
+    except BaseException:
+        control.cancel()
+        thread.join(STOP_WAIT_S)
+        raise
+
+
+def failure_of(pump: Pump[Event]) -> SlmError | None:
+    """Return the error that ended what a pump read; one that is none of ours is raised."""
+    if pump.error is not None and not isinstance(pump.error, SlmError):
+        raise pump.error
+    return pump.error
+
+
+@dataclass(slots=True)
+class Person:
+    """What is heard of whoever watches: Ctrl-C, Enter on the empty line, and what else is typed."""
+
+    control: Control
+    presses: list[int]
+    keys: TypedLines | None
+    """None where nobody is listened to."""
+    typed: list[TypedLine]
+    """Lines for whoever reads next."""
+
+    @property
+    def remark(self) -> str:
+        """Return what can be done, or is being done, in a few words."""
+        if self.presses:
+            return "stopping…"
+        if self.control.thinking_ended:
+            return "the answer comes now…"
+        return "Ctrl-C stops" if self.keys is None else f"{ANSWER_NOW} · Ctrl-C stops"
+
+    @property
+    def is_hurried(self) -> bool:
+        """Return whether the end was asked for, of all or of the thinking: nothing is to be held back now."""
+        return bool(self.presses) or self.control.thinking_ended
+
+    def stop_listening(self) -> None:
+        """Leave what is typed from now on to whoever reads next."""
+        if self.keys is not None:
+            self.keys.stop_listening()
+
+    def leave_if_pressed_twice(self) -> None:
+        """Raise `Interrupted` where Ctrl-C was pressed more than once."""
+        if len(self.presses) > 1:
+            raise Interrupted("stopped by the second Ctrl-C")
+
+
+@contextmanager
+def heard(control: Control, *, listens: bool) -> Iterator[Person]:
+    """Hear Ctrl-C, of which the first cancels, and with `listens` what is typed: an empty line ends thinking."""
     typed: list[TypedLine] = []
 
     def hear(line: TypedLine) -> None:
@@ -85,42 +161,19 @@ def play(
         else:
             typed.append(line)
 
-    keys = TypedLines(hear) if hears_keys else None
+    keys = TypedLines(hear) if listens else None
     with noted_presses(control) as presses, keys or nullcontext():
-        thread = pump.start()
-        playing = _Playing(pump, Pacer(pace), view, control, presses, keys)
-        try:
-            playing.show()
-        except BaseException:
-            control.cancel()
-            thread.join(STOP_WAIT_S)
-            raise
-    if pump.error is not None and not isinstance(pump.error, SlmError):
-        raise pump.error
-    finish: Finish = "error" if pump.error is not None else "cancelled"
-    outcome = Outcome(
-        reply=pump.collector.reply(finish),
-        error=pump.error,
-        was_interrupted=bool(presses),
-        started=playing.started,
-        typed=tuple(typed),
-    )
-    view.close(outcome)
-    if len(presses) > 1:
-        raise Interrupted("stopped by the second Ctrl-C")
-    return outcome
+        yield Person(control, presses, keys, typed)
 
 
 @dataclass(slots=True)
 class _Playing:
     """A generation that is being shown."""
 
-    pump: Pump
+    pump: Pump[StreamEvent]
     pacer: Pacer
     view: View
-    control: Control
-    presses: list[int]
-    keys: TypedLines | None
+    person: Person
     started: Started | None = None
 
     def show(self) -> None:
@@ -130,28 +183,21 @@ class _Playing:
             if pump.waiting and pump.ended.is_set():
                 time.sleep(self.view.frame_s)  # only the pacer holds events back now
             has_ended = pump.ended.wait(self.view.frame_s)
-            if self.presses or self.control.thinking_ended:
+            if self.person.is_hurried:
                 self.pacer.tokens_per_s = None
             now_s = time.perf_counter()
             for shown_s, event in self.pacer.take(pump.waiting, now_s):
                 self._feed(event, shown_s)
-            self.view.draw(shown_s if pump.waiting else now_s, remark=self._remark())
-            if (has_ended and not pump.waiting) or len(self.presses) > 1:
+            self.view.draw(shown_s if pump.waiting else now_s, remark=self.person.remark)
+            if (has_ended and not pump.waiting) or len(self.person.presses) > 1:
                 return
 
     def _feed(self, event: StreamEvent, at_s: float) -> None:
         if isinstance(event, Started):
             self.started = event
-        if isinstance(event, AnswerDelta) and self.keys is not None:
-            self.keys.stop_listening()
+        if isinstance(event, AnswerDelta):
+            self.person.stop_listening()
         self.view.feed(event, at_s)
-
-    def _remark(self) -> str:
-        if self.presses:
-            return "stopping…"
-        if self.control.thinking_ended:
-            return "the answer comes now…"
-        return "Ctrl-C stops" if self.keys is None else f"{ANSWER_NOW} · Ctrl-C stops"
 
 
 @contextmanager

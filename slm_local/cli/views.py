@@ -79,6 +79,18 @@ def thinking_head(title: str, columns: int, limit: str) -> list[str]:
     return [line] if title in line and limit in line else [rule(title, columns), limit]
 
 
+def delta_values(event: StreamEvent) -> tuple[str, dict[str, Any]] | None:
+    """Return the name and the values of an event's JSON line, where it has text."""
+    match event:
+        case ThinkDelta() | AnswerDelta() if event.text:
+            injected = {"injected": True} if event.injected else {}
+            return "think" if isinstance(event, ThinkDelta) else "answer", {"text": event.text, **injected}
+        case ThinkDelta() | AnswerDelta() | Started() | PromptProgress() | Done():
+            return None
+        case _:
+            assert_never(event)
+
+
 class PlainView:
     """The answer on stdout as it comes, thinking on stderr; on a terminal without escapes titled rules part them."""
 
@@ -182,16 +194,10 @@ class JsonLinesView:
 
     def feed(self, event: StreamEvent, at_s: float) -> None:
         """Write an event with text, and the first; the last one waits for `close`."""
-        match event:
-            case Started():
-                self._write("started", {**self._subject.values(), **asdict(event)})
-            case ThinkDelta() | AnswerDelta() if event.text:
-                injected = {"injected": True} if event.injected else {}
-                self._write("think" if isinstance(event, ThinkDelta) else "answer", {"text": event.text, **injected})
-            case ThinkDelta() | AnswerDelta() | PromptProgress() | Done():
-                pass
-            case _:
-                assert_never(event)
+        if isinstance(event, Started):
+            self._write("started", {**self._subject.values(), **asdict(event)})
+        elif (values := delta_values(event)) is not None:
+            self._write(*values)
 
     def draw(self, now_s: float, *, remark: str) -> None:
         """Do nothing."""

@@ -6,8 +6,6 @@ nothing: it yields what happens, lane by lane.
 
 from __future__ import annotations
 
-import queue
-import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,9 +13,10 @@ from typing import TYPE_CHECKING
 from slm_local.compare.conductor import Conductor, Wishes
 from slm_local.compare.values import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question
 from slm_local.compare.verdict import Interval, Verdict, paired_difference, verdicts
-from slm_local.config import MAX_SEED, Settings
+from slm_local.config import Settings, draw_seed
 from slm_local.engine import Confirm, OnFetch
 from slm_local.generation import Control
+from slm_local.pump import Mailbox
 from slm_local.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,21 +31,12 @@ __all__ = [
     "Question",
     "Verdict",
     "compare",
-    "draw_seed",
     "paired_difference",
     "verdicts",
 ]
 
-POLL_S = 0.2
-"""A wait without an end can't be interrupted on Windows."""
-
 STOP_WAIT_S = 15.0
 """Longest wait for lanes that were told to stop; a child that does not answer is killed before that."""
-
-
-def draw_seed() -> int:
-    """Return a fresh seed for all lanes."""
-    return random.SystemRandom().randint(0, MAX_SEED)
 
 
 def compare(
@@ -74,7 +64,7 @@ def compare(
     `DoesNotFit` with `parallel` where all together need more memory than there is.
     """
     control = control or Control()
-    told: queue.SimpleQueue[CompareEvent | BaseException | None] = queue.SimpleQueue()
+    told: Mailbox[CompareEvent] = Mailbox()
     wishes = Wishes(
         references=tuple(references),
         questions=tuple(prompts),
@@ -86,33 +76,20 @@ def compare(
         on_fetch=on_fetch,
         store=store,
     )
-    conductor = Conductor(wishes, control, told.put)
+    conductor = Conductor(wishes, control, told.tell)
 
     def conduct() -> None:
         try:
             conductor.run()
-            told.put(None)
+            told.end()
         except BaseException as error:  # for whoever reads the events
-            told.put(error)
+            told.end(error)
 
     thread = threading.Thread(target=conduct, name="compare", daemon=True)
     thread.start()
     try:
-        yield from _until_end(told)
+        yield from told.read()
     finally:
         if thread.is_alive():
             control.cancel()
             thread.join(STOP_WAIT_S)
-
-
-def _until_end(told: queue.SimpleQueue[CompareEvent | BaseException | None]) -> Iterator[CompareEvent]:
-    while True:
-        try:
-            each = told.get(timeout=POLL_S)
-        except queue.Empty:
-            continue
-        if each is None:
-            return
-        if isinstance(each, BaseException):
-            raise each
-        yield each

@@ -6,6 +6,7 @@ one at the next request. The process that uses an engine never imports a runtime
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
@@ -115,6 +116,7 @@ class Engine:
         self._compiles = False
         """Whether the load under way compiles the model for its device, which may take minutes once."""
         self._worker: Worker | None = None
+        self._starting = threading.Lock()
         self._unreported_load_s = 0.0
 
     @property
@@ -191,17 +193,19 @@ class Engine:
     def stream(self, request: GenerationRequest | str, control: Control | None = None) -> Iterator[StreamEvent]:
         """Generate; yield events, the last of them `Done`, its timings by this process's clock.
 
-        A child that died before is started anew first. Errors: `PromptTooLong`, `UsageError`, `WorkerCrashed`, ...
+        A child that died before is started anew first. Several threads may stream at once. Errors: `PromptTooLong`,
+        `UsageError`, `WorkerCrashed`, ...
         """
         if isinstance(request, str):
             request = self.request(request)
         control = control or Control()
-        self.start(control)
-        assert self._worker is not None
-        collector = Collector(load_s=self._unreported_load_s)
-        self._unreported_load_s = 0.0
+        with self._starting:  # of several threads one starts the child and tells of the load
+            self.start(control)
+            assert self._worker is not None
+            worker, load_s, self._unreported_load_s = self._worker, self._unreported_load_s, 0.0
+        collector = Collector(load_s=load_s)
         with kept_awake(is_wanted=self.settings.keep_awake):
-            for event in self._worker.stream(request, control):
+            for event in worker.stream(request, control):
                 collector.feed(event)
                 if isinstance(event, Done):
                     event = Done(reply=collector.reply())

@@ -18,6 +18,7 @@ from slm_local.store.newfile import write_new
 from slm_local.store.recorder import Record, Recorder
 from slm_local.store.store import Store, has_store, open_store
 from slm_local.store.values import (
+    ASIDE_STATES,
     Chat,
     ChatKind,
     ChatRow,
@@ -32,6 +33,7 @@ from slm_local.store.values import (
 )
 
 __all__ = [
+    "ASIDE_STATES",
     "Chat",
     "ChatKind",
     "ChatRow",

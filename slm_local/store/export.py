@@ -20,6 +20,7 @@ REMARKS = {
     "dropped": "no longer shown to the model",
     "undone": "undone",
     "replaced": "answered anew below",
+    "sample": "another sample of the same prompt",
 }
 
 
@@ -36,7 +37,8 @@ class Exchange:
 
 def exchange_of(turn: KeptTurn) -> Exchange:
     """Return a kept turn as it is shown and exported."""
-    remark = REMARKS.get(turn.state, "")
+    alone = f"one of {turn.facts.samples} samples" if turn.facts.samples else ""
+    remark = REMARKS.get(turn.state, alone)
     if turn.error is not None:
         remark = "; ".join(filter(None, (remark, f"failed: {turn.error.message}")))
     elif turn.finish == "cancelled":
@@ -135,5 +137,6 @@ def _settings(facts: PlanFacts) -> dict[str, Any]:
         "think_tokens": facts.think_tokens,
         "think_s": facts.think_s,
         "max_tokens": facts.max_tokens,
+        "samples": facts.samples,
         **asdict(facts.sampling),
     }

@@ -41,6 +41,8 @@ class Record:
     answer: list[str] = field(default_factory=list)
     collector: Collector = field(default_factory=Collector)
     stopped: threading.Event = field(default_factory=threading.Event)
+    keeper: threading.Thread | None = None
+    """Keeps its text while it grows; None where it does not."""
 
     def feed(self, event: StreamEvent) -> None:
         """Take note of an event; costs next to nothing."""
@@ -57,7 +59,7 @@ class Record:
 
 
 class Recorder:
-    """Writes one conversation into a store; without a store it does nothing. One turn at a time."""
+    """Writes one conversation into a store; without a store it does nothing. One turn grows at a time."""
 
     def __init__(self, store: Store | None, *, kind: ChatKind = "chat", chat: int | None = None) -> None:
         self.chat = chat
@@ -72,7 +74,7 @@ class Recorder:
         self._unkept: list[Record] = []
         """Turns that ended while the store failed; written when it works again."""
         self._trouble = ""
-        self._thread: threading.Thread | None = None
+        self._lock = threading.RLock()
 
     @contextmanager
     def turn(self, prompt: str, *, model: str, system: str | None, facts: PlanFacts) -> Iterator[Record]:
@@ -83,8 +85,8 @@ class Recorder:
         record = Record(prompt=prompt, model=model, system=system, facts=facts)
         self._attempt(lambda store: self._begin(store, record))
         if self._store is not None:
-            self._thread = threading.Thread(target=self._keep_up, args=(record,), name="slm-recorder", daemon=True)
-            self._thread.start()
+            record.keeper = threading.Thread(target=self._keep_up, args=(record,), name="slm-recorder", daemon=True)
+            record.keeper.start()
         finish: Finish = "cancelled"
         failure: SlmError | None = None
         try:
@@ -98,12 +100,12 @@ class Recorder:
             self.finish(record)
 
     def finish(self, record: Record) -> None:
-        """Keep the end of a turn, at once; a second call does nothing."""
+        """Keep the end of a turn, at once, also of one that never grew here; a second call does nothing."""
         if record.stopped.is_set():
             return
         record.stopped.set()
-        if self._thread is not None:
-            self._thread.join()
+        if record.keeper is not None:
+            record.keeper.join()
         if not self._attempt(lambda store: self._end(store, record)):
             self._unkept.append(record)
 
@@ -120,7 +122,7 @@ class Recorder:
         )
 
     def mark(self, record: Record | None, state: TurnState) -> None:
-        """Mark a finished turn as dropped, undone or replaced; None: there is none."""
+        """Mark a finished turn with one of `MARKED_STATES`; None: there is none."""
         if record is not None:
             record.state = state
             self._attempt(lambda store: self._mark(store, record))
@@ -201,12 +203,13 @@ class Recorder:
         """Do something with the store; return whether that went well, or there is none."""
         if self._store is None:
             return True
-        try:
-            action(self._store)
-            self._trouble = ""
-        except SlmError as error:
-            if error.message != self._trouble:
-                self.notices.append(" · ".join(filter(None, (f"not kept: {error.message}", error.hint))))
-            self._trouble = error.message
-        self.notices += self._store.take_notices()
-        return not self._trouble
+        with self._lock:  # a turn that grows is kept in a thread of its own
+            try:
+                action(self._store)
+                self._trouble = ""
+            except SlmError as error:
+                if error.message != self._trouble:
+                    self.notices.append(" · ".join(filter(None, (f"not kept: {error.message}", error.hint))))
+                self._trouble = error.message
+            self.notices += self._store.take_notices()
+            return not self._trouble

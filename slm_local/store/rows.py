@@ -21,7 +21,7 @@ UNCOUNTED = Usage(
     )
 )
 
-SETTINGS = ("think", "think_tokens", "think_s", "max_tokens")
+SETTINGS = ("think", "think_tokens", "think_s", "max_tokens", "samples")
 
 Pieces = Iterable[sqlite3.Row]
 
@@ -105,7 +105,7 @@ def _facts_of(row: sqlite3.Row) -> PlanFacts:
         context_tokens=row["context_tokens"],
         threads=row["threads"],
         sampling=_value_of(Sampling, json.dumps(settings["sampling"])) or Sampling(),
-        **{name: settings[name] for name in SETTINGS},
+        **{name: settings[name] for name in SETTINGS if name in settings},  # an older file has fewer
     )
 
 

@@ -20,6 +20,7 @@ from slm_local.store.rows import chat_row_of, json_of, kept, now, settings_text,
 from slm_local.store.schema import has_words
 from slm_local.store.search import find
 from slm_local.store.values import (
+    ASIDE_STATES,
     MARKED_STATES,
     Chat,
     ChatKind,
@@ -34,8 +35,8 @@ from slm_local.store.values import (
 
 MAX_TITLE_CHARS = 200
 
-CHATS = """
-    SELECT chats.*, SUM(turns.state NOT IN ('undone', 'replaced')) AS turn_count
+CHATS = f"""
+    SELECT chats.*, SUM(turns.state NOT IN {ASIDE_STATES}) AS turn_count
     FROM chats JOIN turns ON turns.chat = chats.id
 """
 
@@ -162,7 +163,7 @@ class Store:
             )
 
     def mark(self, turn: int, state: TurnState) -> None:
-        """Mark a finished turn as `dropped`, `undone` or `replaced`; its text stays."""
+        """Mark a finished turn with one of `MARKED_STATES`; its text stays."""
         assert state in MARKED_STATES
         with self._writing() as connection:
             connection.execute("UPDATE turns SET state = ? WHERE id = ?", (state, turn))

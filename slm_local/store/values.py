@@ -12,14 +12,18 @@ from slm_local.model import Plan
 
 ChatKind = Literal["chat", "run", "compare"]
 
-TurnState = Literal["live", "done", "interrupted", "dropped", "undone", "replaced"]
+TurnState = Literal["live", "done", "interrupted", "dropped", "undone", "replaced", "sample"]
 """`live`: being generated now; `interrupted`: its process died; `dropped`: no longer shown to the model, to make room;
-`undone` and `replaced`: taken back, or answered anew."""
+`undone` and `replaced`: taken back, or answered anew; `sample`: one of several, and not the one that the conversation
+goes on with."""
 
 Place = Literal["prompt", "thinking", "answer"]
 
-MARKED_STATES = ("dropped", "undone", "replaced")
+MARKED_STATES = ("done", "dropped", "undone", "replaced", "sample")
 """States that a finished turn is put into."""
+
+ASIDE_STATES = ("undone", "replaced", "sample")
+"""States of turns that a conversation is shown without, and that are not counted."""
 
 
 class HistoryUnusable(SlmError):
@@ -50,11 +54,13 @@ class PlanFacts:
     think_tokens: int | None = None
     think_s: float | None = None
     max_tokens: int | None = None
+    samples: int | None = None
+    """Of how many samples of its prompt it is one; None: it was the only one."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
-def facts_of(plan: Plan, request: GenerationRequest) -> PlanFacts:
-    """Return what is kept of how a request is answered."""
+def facts_of(plan: Plan, request: GenerationRequest, *, samples: int | None = None) -> PlanFacts:
+    """Return what is kept of how a request is answered, alone or as one of so many samples."""
     return PlanFacts(
         model=plan.spec.id,
         backend=plan.backend,
@@ -66,6 +72,7 @@ def facts_of(plan: Plan, request: GenerationRequest) -> PlanFacts:
         think_tokens=request.think_tokens,
         think_s=request.think_s,
         max_tokens=request.max_tokens,
+        samples=samples,
         sampling=request.sampling,
     )
 

@@ -22,7 +22,8 @@ class Exchange:
     ) -> None:
         self.prompt = prompt
         self._control = control
-        self._pump = Pump(events, Collector(load_s=load_s))
+        self._collector = Collector(load_s=load_s)
+        self._pump = Pump(events, self._collector.feed)
         self._pace = pace
         self._pacer = Pacer(pace)
         self._shown_s = time.perf_counter()
@@ -76,4 +77,4 @@ class Exchange:
         if error is not None and not isinstance(error, SlmError):
             raise error
         finish: Finish = "error" if error is not None else "cancelled"
-        return self._pump.collector.reply(finish), error
+        return self._collector.reply(finish), error

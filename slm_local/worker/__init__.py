@@ -53,6 +53,7 @@ class Worker:
         self.log_path = new_log(log_folder)
         self._process = _spawn(self.log_path)
         self._write_lock = threading.Lock()
+        self._start_lock = threading.Lock()
         self._ids = itertools.count(1)
         self._inboxes: dict[int, queue.SimpleQueue[Any]] = {0: queue.SimpleQueue()}
         self._chunk_s = 0.0
@@ -106,16 +107,12 @@ class Worker:
         A cancelled request still ends with its `Done`; a control that ends thinking has the answer begin. Errors: the
         child's own; `WorkerCrashed` when the child died or had to be killed because it did not answer a cancel.
         """
-        request_id = next(self._ids)
         inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._inboxes[request_id] = inbox
         control.on_cancel(lambda: inbox.put(_CANCEL))  # maybe from a signal handler: it must not wait for the pipe
         control.on_end_thinking(lambda: inbox.put(_END_THINKING))
         is_over = False
+        request_id = self._start(request, inbox, control)
         try:
-            if control.thinking_ended:  # before the start, so that not one token is thought
-                self._send({"op": "end_thinking", "id": request_id})
-            self._send({"op": "start", "id": request_id, "request": request})
             for event in self._events(request_id, inbox):
                 is_over = isinstance(event, Done)
                 yield event
@@ -126,6 +123,16 @@ class Worker:
             self._inboxes.pop(request_id, None)
             if not is_over:  # the consumer went away
                 self._send({"op": "cancel", "id": request_id})
+
+    def _start(self, request: GenerationRequest, inbox: queue.SimpleQueue[Any], control: Control) -> int:
+        """Send a request and return its id; several threads may do so, and the child sees ids that count upwards."""
+        with self._start_lock:
+            request_id = next(self._ids)
+            self._inboxes[request_id] = inbox
+            if control.thinking_ended:  # before the start, so that not one token is thought
+                self._send({"op": "end_thinking", "id": request_id})
+            self._send({"op": "start", "id": request_id, "request": request})
+        return request_id
 
     def _events(self, request_id: int, inbox: queue.SimpleQueue[Any]) -> Iterator[StreamEvent]:
         deadline: float | None = None

@@ -17,7 +17,7 @@ from textual.widgets import Static
 
 from slm_local.errors import SlmError
 from slm_local.sanitize import one_line, visible
-from slm_local.store import Chat, ChatRow, Hit, Store
+from slm_local.store import ASIDE_STATES, Chat, ChatRow, Hit, Store
 from slm_local.tui.flow import FlowView
 from slm_local.tui.footer import Keys
 from slm_local.tui.news import news
@@ -197,7 +197,7 @@ def _by_hit(hits: Sequence[Hit]) -> Iterator[Entry]:
 def _parts(chat: Chat) -> Iterator[Part]:
     yield TextPart(visible(f"{chat.model} · {_when(chat.created_at)}"), tone="remark")
     for turn in chat.turns:
-        if turn.state in ("undone", "replaced"):
+        if turn.state in ASIDE_STATES:
             continue
         yield TextPart(visible(turn.prompt), tone="prompt", lead="› ")
         if turn.thinking:
