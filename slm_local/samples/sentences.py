@@ -62,5 +62,5 @@ def _early(vote: Vote) -> str:
     if not saved:  # they ended by themselves before they could be stopped
         return ""
     samples = f"{saved} sample{'s' * (saved != 1)} saved"
-    tokens = f", about {vote.saved_tokens:,} tokens" if vote.saved_tokens else ""
+    tokens = f", about {vote.saved_tokens:,} tokens" if vote.saved_tokens > 1 else ""
     return f"stopped after {ended}: {why}, {samples}{tokens}"

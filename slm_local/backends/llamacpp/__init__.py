@@ -245,6 +245,7 @@ class LlamaCppBackend:
         slot.handle = slot.chain = None
         slot.queue = []
         slot.prompt_left = 0
+        slot.is_parked = False
         if slot.is_fork:
             self._cache.cut(slot, 0)
 
@@ -266,6 +267,7 @@ class LlamaCppBackend:
     def step(self, control: Control) -> list[Update]:
         """Decode one token of every sequence that generates and one chunk of one that reads its prompt."""
         updates: list[Update] = [self._ended(slot, "", (), "context") for slot in self._too_long()]
+        self._cache.resume()
         live = self._cache.live()
         if not live or not self._arm(control):
             return updates
@@ -391,7 +393,14 @@ class LlamaCppBackend:
                 slot.prompt_left = slot.prompt_tokens - kept
 
     def _out_of_room(self, live: list[Slot]) -> list[Update]:
-        """Empty an idle slot, else end the sequence that holds most cells by itself: they are all taken."""
+        """Make room where all cells are taken: by an idle slot's, by the end of a fork, by having the youngest wait.
+
+        Only a sequence that has all cells for itself ends for lack of them.
+        """
         if self._cache.empty_one():
             return []
-        return [self._ended(max(live, key=self._cache.own_cells), "", (), "context")]
+        youngest = max(live, key=lambda slot: (slot.is_fork, slot.last_used))
+        if len(live) > 1 and not youngest.is_fork:
+            self._cache.park(youngest)
+            return []
+        return [self._ended(youngest, "", (), "context")]

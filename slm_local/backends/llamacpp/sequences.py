@@ -46,6 +46,8 @@ class Slot:
     """How many leading tokens of the donor's are waited for."""
     waiters: list[Slot] = field(default_factory=list)
     """Those whose donor this one is."""
+    is_parked: bool = False
+    """Whether it gave up its cells for others: all that it held is queued, and read again when there is room."""
 
 
 class KvCache:
@@ -69,7 +71,7 @@ class KvCache:
 
     def live(self) -> list[Slot]:
         """Return the slots that have something to decode."""
-        return [slot for slot in self.slots if slot.handle is not None and not slot.has_ended]
+        return [slot for slot in self.slots if slot.handle is not None and not slot.has_ended and not slot.is_parked]
 
     # ---- finding a place
 
@@ -137,7 +139,7 @@ class KvCache:
 
     def _is_reading(self, slot: Slot, handle_id: int | None = None) -> bool:
         """Tell whether a slot has more of its prompt to read, for a certain handle where one is named."""
-        is_live = slot.handle is not None and not slot.has_ended and slot.prompt_left > 0
+        is_live = slot.handle is not None and not slot.has_ended and not slot.is_parked and slot.prompt_left > 0
         return is_live and (handle_id is None or (slot.handle is not None and slot.handle.id == handle_id))
 
     def _copy(self, donor: Slot, slot: Slot, keep: int) -> None:
@@ -150,6 +152,33 @@ class KvCache:
         self._set_common(slot.sequence, donor.sequence, keep)
         self._set_common(slot.sequence, slot.sequence, 0)
         self.cut(slot, keep)
+
+    # ---- waiting for room
+
+    def park(self, slot: Slot) -> None:
+        """Have a sequence give up its cells until others ended."""
+        self.stop_waiting(slot)
+        slot.queue[:0] = slot.cells
+        if slot.prompt_left:
+            slot.prompt_left = slot.prompt_tokens
+        self.cut(slot, 0)
+        slot.is_parked = True
+
+    def resume(self) -> None:
+        """Let parked sequences go on, oldest first, where there is room for twice what they held, or nobody else runs.
+
+        With less room the next one would soon be parked again, and reading costs most.
+        """
+        for slot in sorted((slot for slot in self.slots if slot.is_parked), key=lambda s: s.last_used):
+            live = self.live()
+            room = self.tokens - self._held(live) - sum(len(each.queue) for each in live)
+            if live and room < 2 * len(slot.queue):
+                return
+            slot.is_parked, prompt_left = False, slot.prompt_left
+            self._share(slot)
+            self.stop_waiting(slot)
+            slot.prompt_left = min(slot.prompt_left, prompt_left)
+            self.make_room(len(slot.queue), spare=slot)
 
     # ---- giving up cells
 
@@ -180,12 +209,14 @@ class KvCache:
 
     def free_cells(self) -> int:
         """Return how many cells no sequence holds; one that several hold counts once."""
-        held = sum(len(s.cells) - max(self._common[s.sequence][: s.sequence], default=0) for s in self.slots)
-        return self.tokens - held
+        return self.tokens - self._held(self.slots)
 
-    def own_cells(self, slot: Slot) -> int:
-        """Return how many cells would become free if this slot were emptied."""
-        return len(slot.cells) - max(self._common[slot.sequence])
+    def _held(self, slots: Sequence[Slot]) -> int:
+        """Return how many cells some sequences hold together."""
+        before = [
+            [self._common[slot.sequence][other.sequence] for other in slots[:at]] for at, slot in enumerate(slots)
+        ]
+        return sum(len(slot.cells) - max(common, default=0) for slot, common in zip(slots, before, strict=True))
 
     def _set_common(self, one: int, other: int, cells: int) -> None:
         self._common[one][other] = self._common[other][one] = cells
