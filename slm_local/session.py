@@ -129,11 +129,12 @@ class ChatSession:
             self._take_sample(text, last, records)
 
     def _take_sample(self, text: str, vote: Vote | None, records: Mapping[int, Record]) -> None:
-        """Go on with the winner of a vote."""
-        winner = vote.winner if vote is not None else None
-        if winner is not None:
-            self._recorder.mark(records[winner.number], "done")
-            self._answered(text, winner.reply, records[winner.number])
+        """Go on with the winner of a vote, without one with the first sample, as with a reply that was cut."""
+        if vote is None:
+            return
+        chosen = vote.winner or vote.samples[0]
+        self._recorder.mark(records[chosen.number], "done")
+        self._answered(text, chosen.reply, records[chosen.number])
 
     def _request(self, text: str) -> GenerationRequest:
         return self.engine.request((*self.messages, Message(role="user", content=text)), think=self.think)

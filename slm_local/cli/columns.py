@@ -21,7 +21,7 @@ from slm_local.samples import Sample, Vote
 from slm_local.samples.sentences import short
 from slm_local.sanitize import Visible, one_line, visible
 
-MIN_WIDTH = 18
+MIN_WIDTH = 17
 """Of a column: with less, hardly three words stand in a line."""
 
 GAP = " │ "

@@ -49,6 +49,7 @@ def command(
     form: Form = "json" if json else "jsonl" if jsonl else "text"
     run = _Run(terminal, flags, form)
     try:
+        run.has_samples = vote or samples is not None
         run.samples = wanted(samples, votes=vote)
         return run.run(words or [])
     except KeyboardInterrupt:
@@ -65,13 +66,14 @@ class _Run:
     def __init__(self, terminal: Terminal, flags: ChatFlags, form: Form) -> None:
         self._terminal, self._flags, self._form = terminal, flags, form
         self.subject = Subject(model="", prompt="")
+        self.has_samples = False
         self.samples: Samples | None = None
         self.has_written = False
 
     def write_failure(self, error: SlmError) -> None:
         """Write the JSON of what never began."""
         is_line = self._form == "jsonl"
-        if self.samples is None:
+        if not self.has_samples:
             values = {**({"event": "error"} if is_line else {}), **reply_object(self.subject, nothing_yet(), error)}
         elif is_line:
             values = votes_line(NOTHING, error)

@@ -53,7 +53,10 @@ class _Drawing:
         engine = self._engine
         engine.start(self._control)
         remembered, engine.remembers_speed = engine.remembers_speed, engine.remembers_speed and len(self._seeds) == 1
-        threads = [threading.Thread(target=self._sample, args=(n,), daemon=True) for n in range(len(self._seeds))]
+        threads = [
+            threading.Thread(target=self._sample, args=(n,), name="slm-sample", daemon=True)
+            for n in range(len(self._seeds))
+        ]
         for thread in threads:
             thread.start()
         try:
