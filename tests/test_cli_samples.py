@@ -280,6 +280,20 @@ def test_as_many_columns_as_fit_and_the_rest_in_one_line(screen: Screen, monkeyp
     assert lines[5] == "1 of 8 samples ended · 72 tokens · Ctrl-C stops"
 
 
+def test_a_row_of_columns_is_one_line_also_where_an_answer_begins_between_two_frames(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sized(monkeypatch, 80, 24)
+    view = columns_view(screen, 2)
+    view.feed(0, ThinkDelta(text="thought\n", tokens=5))
+    view.feed(0, AnswerDelta(text="It is an answer that is longer than a column is wide.", tokens=9))
+    view.draw(None, remark="")
+    lines = [line.rstrip() for line in screen.taken().splitlines()]
+    assert [line.partition("│")[0].strip() for line in lines[2:6]] == [
+        *("thought", "", "It is an answer that is longer than a", "column is wide."),
+    ]
+
+
 def test_what_stays_is_the_tally_and_the_winning_answer(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
     sized(monkeypatch, 80, 24)
     view = columns_view(screen)

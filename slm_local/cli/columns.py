@@ -223,7 +223,7 @@ class _Column:
         if isinstance(event, AnswerDelta) and not self._is_answering:
             self._is_answering = True
             if self._lines != [""]:
-                self._lines += ["", ""]
+                self._lines[-1] = self._lines[-1].rstrip("\n") + "\n\n"
         if is_shown and event.text:
             self._lines[-1] += self._visible.feed(event.text)
 
@@ -252,5 +252,7 @@ def _joined(cells: Sequence[str], width: int, *, styles: Sequence[str]) -> Text:
     row = Text(no_wrap=True, overflow="crop")
     for at, (cell, style) in enumerate(zip(cells, styles, strict=True)):
         row.append(GAP if at else "", style="dim")
-        row.append(set_cell_size(cell, width), style=style)
+        text = Text(cell, style=style)
+        text.truncate(width, overflow="ellipsis", pad=True)
+        row.append_text(text)
     return row
