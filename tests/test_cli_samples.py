@@ -6,7 +6,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -360,12 +360,13 @@ def test_each_sample_is_shown_at_its_own_pace_and_its_vote_with_its_end() -> Non
 
 
 def test_an_error_before_the_first_sample_is_part_of_the_outcome() -> None:
-    def fails() -> Any:
-        raise UsageError("no", hint="yes")
-        yield
+    def failing(error: UsageError | None) -> Iterator[SampleMessage]:
+        if error is not None:
+            raise error
+        yield vote_of()
 
     view = columns_view(Screen())
-    outcome = watch(fails(), view, Control(), asked=4)
+    outcome = watch(failing(UsageError("no", hint="yes")), view, Control(), asked=4)
     assert isinstance(outcome.error, UsageError)
     assert outcome.vote.ending == "failed"
 
