@@ -63,7 +63,7 @@ def show(
     number: Annotated[int | None, typer.Argument(metavar="[ID]", show_default=False)] = None,
     thinking: Thinking = True,
     everything: Annotated[
-        bool, typer.Option("--all", help="turns undone or answered anew and other samples, too")
+        bool, typer.Option("--all", help="undone turns and other samples, too")
     ] = False,
     json: Json = False,
 ) -> int:
