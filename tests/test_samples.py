@@ -157,6 +157,7 @@ def test_all_samples_end_and_the_last_message_is_the_vote(opened: Opened) -> Non
     begun = {each.sample: at for at, each in enumerate(messages) if isinstance(each, SampleEvent)}
     assert all(begun[each.number] < messages.index(each) for each in ended)
     assert [each.seed for each in last.samples] == list(range(6))
+    assert sum(each.reply.timings.load_s > 0.0 for each in last.samples) == 1
 
 
 def test_a_decided_vote_stops_the_rest_also_those_that_wait_for_a_place(opened: Opened) -> None:

@@ -62,9 +62,7 @@ def show(
     context: typer.Context,
     number: Annotated[int | None, typer.Argument(metavar="[ID]", show_default=False)] = None,
     thinking: Thinking = True,
-    everything: Annotated[
-        bool, typer.Option("--all", help="undone turns and other samples, too")
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="undone turns and other samples, too")] = False,
     json: Json = False,
 ) -> int:
     """Show a chat; without ID the one that was written to last."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from slm_local.engine import Engine
 from slm_local.errors import SlmError
-from slm_local.generation import Control, Done, Finish, GenerationRequest
+from slm_local.generation import Control, Done, Finish, GenerationRequest, Reply
 from slm_local.metrics import Collector
 from slm_local.pump import Mailbox
 from slm_local.samples.tally import Tally, vote_of
@@ -93,11 +93,14 @@ class _Drawing:
     def _sample(self, number: int) -> None:
         """Run one sample to its end, in a thread of its own."""
         collector, error = Collector(), None
+        reply: Reply | None = None
         request, control = seeded(self._request, self._seeds[number]), self._controls[number]
         try:
             for event in () if control.cancelled else self._engine.stream(request, control):
                 collector.feed(event)
-                if not isinstance(event, Done):
+                if isinstance(event, Done):
+                    reply = event.reply
+                else:
                     self._told.tell(SampleEvent(sample=number, event=event))
         except SlmError as failure:
             error = failure
@@ -105,6 +108,6 @@ class _Drawing:
             self._told.end(bug)
             return
         finish: Finish = "cancelled" if error is None else "error"
-        reply = collector.reply(finish)
+        reply = reply or collector.reply(finish)
         sample = Sample(number=number, seed=self._seeds[number], reply=reply, vote=vote_of(reply), error=error)
         self._told.tell(sample)
