@@ -26,7 +26,7 @@ class ForkingBackend(ScriptedBackend):
         self.max_sequences = places
         self.given: list[str] = []
         """What forks were begun with."""
-        self.removed = 0
+        self.asked = self.removed = 0
         self._says: Iterator[Sequence[str]] = chain(says, repeat(says[-1] if says else ANSWERED))
         self._forks: dict[int, deque[str]] = {}
         self._fork_handles: dict[int, Handle] = {}
@@ -38,6 +38,7 @@ class ForkingBackend(ScriptedBackend):
     def fork(self, handle: Handle, text: str, sampling: Sampling) -> Handle | None:
         assert handle.id in self._live
         assert sampling == Sampling(), "probes are greedy"
+        self.asked += 1
         if len(self._live) + len(self._forks) >= self.max_sequences:
             return None
         self._handles += 1

@@ -10,7 +10,17 @@ import pytest
 
 from slm_local.driver import Driver
 from slm_local.driver.probes import MOST_TOKENS
-from slm_local.generation import Control, Done, GenerationRequest, PromptProgress, Reply, StreamEvent, ThinkDelta, Usage
+from slm_local.generation import (
+    AnswerDelta,
+    Control,
+    Done,
+    GenerationRequest,
+    PromptProgress,
+    Reply,
+    StreamEvent,
+    ThinkDelta,
+    Usage,
+)
 from slm_local.governor.convergence import LEAD, ExitRule
 from slm_local.reasoning import derive_tags
 from tests.conftest import ScriptWriter
@@ -96,11 +106,12 @@ def test_a_long_thought_with_many_probes_is_word_for_word_the_same(script: Scrip
     assert (backend.live_forks, backend.removed) == (0, len(backend.given))
 
 
-@pytest.mark.parametrize("budget", [1, 15, 17, 40, 64])
+@pytest.mark.parametrize("budget", [1, 15, 16, 17, 40, 64])
 def test_the_budget_holds_beside_probes(budget: int, script: ScriptWriter) -> None:
     backend = ForkingBackend(ENDLESS)
     reply = hear(thinker(backend, script(*THOUGHT)), wish(think_tokens=budget)).reply
     assert (reply.cut, thought_tokens(reply.usage)) == ("budget", budget)
+    assert bool(backend.given) == (budget > 16)
     assert (backend.live_forks, backend.removed) == (0, len(backend.given))
 
 
@@ -144,12 +155,13 @@ def test_a_probe_ends_when_the_answer_is_wanted_now(script: ScriptWriter) -> Non
 
 def test_a_probe_ends_with_the_thought_that_ends_by_itself(script: ScriptWriter) -> None:
     backend = ForkingBackend(ENDLESS)
-    rows: tuple[Row, ...] = (OPEN, {**IDEA, "times": 17}, {"text": "</think>"}, {"text": "so "}, ANSWER)
+    rows: tuple[Row, ...] = (OPEN, {**IDEA, "times": 17}, {"text": "</think>"}, {"text": "so ", "times": 9}, ANSWER)
     driver = thinker(backend, script(*rows))
     until_a_probe(driver, backend)
-    while not any(isinstance(event, Done) for _, event in driver.step()):
+    while not any(isinstance(event, AnswerDelta) for _, event in driver.step()):
         pass
-    assert (backend.live_forks, backend.removed) == (0, 1)
+    driver.step()
+    assert (backend.live_forks, backend.removed, driver.is_busy) == (0, 1, True)
 
 
 def test_probes_are_forgotten_with_all_requests(script: ScriptWriter) -> None:
@@ -188,7 +200,16 @@ def test_where_all_places_are_taken_nothing_is_tried(script: ScriptWriter) -> No
         driver.start(number, wish(max_tokens=300))
     while driver.is_busy:
         driver.step()
-    assert backend.given == []
+    assert backend.asked == 0
+
+
+def test_a_prompt_takes_the_room_of_a_probe(script: ScriptWriter) -> None:
+    backend = ForkingBackend(ENDLESS)
+    driver = thinker(backend, script(*THOUGHT), context=2000)
+    until_a_probe(driver, backend)
+    driver.start(2, ask("x" * 1900))
+    driver.step()
+    assert (backend.live_forks, backend.removed) == (0, 1)
 
 
 def test_no_probe_begins_while_a_prompt_is_read(script: ScriptWriter) -> None:
@@ -196,7 +217,7 @@ def test_no_probe_begins_while_a_prompt_is_read(script: ScriptWriter) -> None:
     driver = thinker(backend, script(*THOUGHT), rule=NEVER)
     until_a_probe(driver, backend)
     tried = len(backend.given)
-    driver.start(2, replace(ask("long " * 10_000, max_tokens=None)))
+    driver.start(2, replace(ask("long " * 18_000, max_tokens=None)))
     reading = True
     while reading:
         assert len(backend.given) == tried

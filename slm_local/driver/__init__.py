@@ -224,7 +224,6 @@ class Driver:
         for request_id, turn in list(self._turns.items()):
             match turn.verdict():
                 case EndThinking():
-                    self._probes.drop(turn)
                     self._backend.inject(turn.handle, turn.closing_text)
                 case EndReply(finish):
                     events += self._end(request_id, turn, finish)
