@@ -21,9 +21,9 @@ class ForkingBackend(ScriptedBackend):
 
     capabilities = ScriptedBackend.capabilities | {"fork"}
 
-    def __init__(self, *says: Sequence[str], places: int = 4) -> None:
+    def __init__(self, *says: Sequence[str], places: int = 8) -> None:
         super().__init__()
-        self.max_sequences = places
+        self._places = places
         self.given: list[str] = []
         """What forks were begun with."""
         self.asked = self.removed = 0
@@ -39,7 +39,7 @@ class ForkingBackend(ScriptedBackend):
         assert handle.id in self._live
         assert sampling == Sampling(), "probes are greedy"
         self.asked += 1
-        if len(self._live) + len(self._forks) >= self.max_sequences:
+        if len(self._forks) >= self._places:
             return None
         self._handles += 1
         fork = Handle(id=self._handles, prompt_tokens=1, cached_tokens=0)

@@ -11,12 +11,18 @@ from pathlib import Path
 import pytest
 
 from slm_local.backends.llamacpp import LlamaCppBackend
+from slm_local.config import Settings
 from slm_local.driver import Driver
-from slm_local.generation import Control, Done, GenerationRequest, Reply
+from slm_local.engine import Engine, choose
+from slm_local.generation import Control, Done, GenerationRequest, ModelFacts, Reply
 from slm_local.governor.convergence import ExitRule
+from slm_local.notes import unused_early_exit
 from tests.command import Result, slm
+from tests.conftest import ScriptWriter
 from tests.contract.runners import ask
+from tests.governed import ANSWER, BRIDGE, END, OPEN
 from tests.loading import THINK_TAGS, load_settings_for
+from tests.probed import IDEA
 
 __all__ = ["slm"]
 
@@ -105,3 +111,37 @@ def test_without_thinking_the_command_line_says_that_it_has_no_effect(
     result = slm("run", model, "What is 2 + 3?", "--early-exit", *flags)
     assert (result.code, result.err.count(said)) == (0, 1)
     assert "changes nothing" not in slm("run", model, "What is 2 + 3?", *flags, "-o", "seed=1").err.replace(said, "")
+
+
+def test_a_settled_answer_is_told_in_words_and_in_json(slm: Slm, script: ScriptWriter) -> None:
+    line = {**IDEA, "fork": [" **42", "**."]}
+    model = f"scripted:{script(OPEN, line, {'text': '</think>'}, END, ANSWER)}@early-exit"
+    reply = json.loads(slm("run", model, "x", "--json").out)
+    assert (reply["cut"], reply["finish"], reply["answer"]) == ("converged", "stop", "It is 42.")
+    assert reply["thinking"].endswith(BRIDGE)
+    assert "**" not in reply["thinking"]
+    assert reply["usage"]["probes"] == 3
+    result = slm("run", model, "x", "-v")
+    assert result.out == "It is 42.\n"
+    assert "thinking was ended, for the answer had settled\n" in result.err
+    assert f"answers tried:         3 probes, {reply['usage']['probe_tokens']} tokens\n" in result.err
+
+
+def test_an_engine_that_can_not_try_an_answer_is_named() -> None:
+    facts = ModelFacts(
+        architecture="llama",
+        name="x",
+        context_tokens=512,
+        trained_context_tokens=512,
+        vocabulary_size=9,
+        chat_template=None,
+        bos_text="",
+        eos_text="",
+        adds_bos=False,
+        control_texts=(),
+    )
+    engine = Engine(choose("tiny", settings=Settings(backend="llamacpp", early_exit=True)))
+    said = "llamacpp on cpu can't try an answer beside the thinking: --early-exit changes nothing"
+    for capabilities, words in (((), said), (("fork",), None)):
+        engine._facts = replace(facts, capabilities=capabilities)
+        assert unused_early_exit(engine) == words

@@ -185,22 +185,11 @@ def last_reply(driver: Driver) -> Reply:
 # ---- never at another request's cost
 
 
-def test_a_request_takes_the_place_of_a_probe_at_once(script: ScriptWriter) -> None:
-    backend = ForkingBackend(ENDLESS, places=2)
-    driver = thinker(backend, script(*THOUGHT))
-    until_a_probe(driver, backend)
-    assert [number for number, _ in driver.start(2, wish())] == [2]
-    assert (backend.live_forks, backend.removed) == (0, 1)
-
-
-def test_where_all_places_are_taken_nothing_is_tried(script: ScriptWriter) -> None:
-    backend = ForkingBackend(places=2)
-    driver = thinker(backend, script(*THOUGHT))
-    for number in (1, 2):
-        driver.start(number, wish(max_tokens=300))
-    while driver.is_busy:
-        driver.step()
-    assert backend.asked == 0
+def test_where_no_place_is_free_it_thinks_on(script: ScriptWriter) -> None:
+    backend = ForkingBackend(places=0)
+    reply = hear(thinker(backend, script(*THOUGHT)), wish()).reply
+    assert backend.asked > 1
+    assert (reply.cut, reply.usage.probes, reply.usage.probe_tokens) == ("none", 0, 0)
 
 
 def test_a_prompt_takes_the_room_of_a_probe(script: ScriptWriter) -> None:

@@ -183,7 +183,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=REASONER, help="a model that thinks, as slm run takes it")
-    parser.add_argument("--problems", type=int, default=180)
+    parser.add_argument("--problems", type=int, default=90)
     parser.add_argument("--engines", nargs="+", default=["llamacpp", "openvino"], choices=["llamacpp", "openvino"])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:

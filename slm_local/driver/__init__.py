@@ -192,7 +192,6 @@ class Driver:
         events: list[tuple[int, DriverEvent]] = []
         while self._waiting and len(self._turns) < self._backend.max_sequences:
             request_id, request, prompt = self._waiting.popleft()
-            self._probes.make_place(len(self._turns))
             try:
                 events.append((request_id, self._admit(request_id, request, prompt)))
             except SlmError as error:

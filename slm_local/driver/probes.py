@@ -1,8 +1,9 @@
 """Probes: what a model would answer if its thinking were closed now, tried beside the thinking, which goes on.
 
 A probe is a fork of a turn's sequence, decoded greedily in the same steps and thrown away when it has said its answer.
-Nothing of it reaches thinking, answer or history, and no request waits for one: it takes a place that nobody wants, and
-gives it back when somebody does. When to try, and what follows from the answers, is the governor's business.
+Nothing of it reaches thinking, answer or history, and no request waits for one: it takes no request's place, begins
+only while no prompt is read, and gives its room in the context back when a request wants it. When to try, and what
+follows from the answers, is the governor's business.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ class Probes:
                 self._drop(probe)
         if self._live and self._taken_tokens(turns) > context_tokens:
             self.drop_all()
+        if any(turn.is_reading for turn in turns.values()):
+            return  # a probe's own reading would hold up theirs
         for turn in turns.values():
             given = turn.due_probe() if all(probe.turn is not turn for probe in self._live.values()) else None
-            if given is None or not self._has_place(turns):
-                continue
-            if self._taken_tokens(turns) + given.tokens + MOST_TOKENS <= context_tokens:
+            if given is not None and self._taken_tokens(turns) + given.tokens + MOST_TOKENS <= context_tokens:
                 self._begin(turn, given)
 
     def take(self, piece: Piece) -> bool:
@@ -76,11 +77,6 @@ class Probes:
         for probe in list(self._live.values()):
             self._drop(probe)
 
-    def make_place(self, turns: int) -> None:
-        """Drop a probe where a request would find no place beside so many turns."""
-        if self._live and turns + len(self._live) >= self._backend.max_sequences:
-            self._drop(next(reversed(self._live.values())))
-
     def _begin(self, turn: Turn, given: Closing) -> None:
         handle = self._backend.fork(turn.handle, given.text, Sampling())
         if handle is not None:
@@ -90,11 +86,6 @@ class Probes:
     def _drop(self, probe: _Probe) -> None:
         del self._live[probe.handle.id]
         self._backend.remove(probe.handle)
-
-    def _has_place(self, turns: Mapping[int, Turn]) -> bool:
-        """Tell whether a place is free, and no prompt is being read that a probe would hold up."""
-        is_free = len(turns) + len(self._live) < self._backend.max_sequences
-        return is_free and not any(turn.is_reading for turn in turns.values())
 
     def _taken_tokens(self, turns: Mapping[int, Turn]) -> int:
         """Return how much of the context turns and probes will have taken when the probes are done."""
