@@ -40,7 +40,7 @@ OPEN_WORDS = re.compile(
 class ExitRule:
     """How often answers are tried, and how many equal ones settle it. Counts are of tokens of thinking.
 
-    On its way a thought holds many a result that looks like its answer. Those of the embedded models stand for up to 60
+    On its way a thought holds many a result that looks like its answer. Those of the embedded models stand for some 50
     tokens: tried every 16 tokens, three in a row ended one thought in ten, two thirds of these with another answer;
     tried at 32 tokens, at every doubling and then every 100, none (docs/benchmarks.md).
     """
