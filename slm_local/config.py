@@ -61,6 +61,8 @@ class Settings:
     """Tokens of the context kept free for the answer; None: what the governor keeps by itself."""
     loop_guard: bool = True
     """Whether thinking and answers that repeat themselves are ended."""
+    early_exit: bool = False
+    """Whether thinking ends once its answer has settled."""
     bridge: str | None = None
     """What is put before the closing tag when thinking is ended for the model; None: the model's own."""
     sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
@@ -81,7 +83,7 @@ SAMPLING_FIELDS = tuple(each.name for each in fields(SamplingOverrides))
 
 LIVE_SETTINGS = (
     *SAMPLING_FIELDS,
-    *("max_tokens", "stop", "system", "think", "answer_reserve", "loop_guard", "hide_thinking"),
+    *("max_tokens", "stop", "system", "think", "answer_reserve", "loop_guard", "early_exit", "hide_thinking"),
 )
 """What can be changed while a model is open; the rest is fixed when it is loaded."""
 
@@ -316,6 +318,7 @@ KINDS: Mapping[str, _Kind] = {
     "think": _Kind(read_thinking, "off"),
     "answer_reserve": _Kind(_count(1, 2**31 - 1), "1024"),
     "loop_guard": _Kind(_switch, "false"),
+    "early_exit": _Kind(_switch, "true"),
     "bridge": _Kind(_text, "I answer now."),
     "max_tokens": _Kind(_count(1, 2**31 - 1), "1024"),
     "stop": _Kind(_texts, "END"),
@@ -349,7 +352,7 @@ ALIASES = {
 """Words that fingers know from elsewhere."""
 
 OWN_FLAGS = {"temperature": "--temp", "loop_guard": "--no-loop-guard", "log": "--no-log"}
-SWITCHES = frozenset({"hide_thinking", "offline"})
+SWITCHES = frozenset({"hide_thinking", "offline", "early_exit"})
 NO_FLAG = frozenset({"repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"})
 
 

@@ -123,6 +123,8 @@ class GenerationRequest:
     answer_reserve: int | None = None
     """Tokens kept free for the answer; None: what the governor keeps by itself."""
     has_loop_guard: bool = True
+    early_exit: bool = False
+    """Whether thinking ends once its answer has settled, as probes beside it tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +245,10 @@ class Usage:
     """Tag tokens that the model wrote; inside `think_tokens`."""
     injected_tokens: int | None = 0
     """Inside `think_tokens`."""
+    probes: int | None = 0
+    """How often the answer was tried while the model thought."""
+    probe_tokens: int | None = 0
+    """Tokens read and written for that, outside thinking and answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

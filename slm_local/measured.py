@@ -220,6 +220,7 @@ def worth_remembering(engine: str, reply: Reply, weights_bytes: int | None) -> b
         engine in ENGINE_WHEELS
         and decoded >= LEAST_TOKENS
         and not usage.injected_tokens
+        and not usage.probe_tokens
         and weights_bytes is not None
         and weights_bytes >= CACHED_BYTES
         and reply.timings.decode_tps > 0.0

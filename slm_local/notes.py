@@ -15,6 +15,8 @@ from slm_local.thinking import cut_words
 
 OFF = asdict(Sampling())
 
+EARLY = "; it ends once its answer has settled"
+
 REPEATS_LESS = "-o repeat_penalty=1.1"
 
 NEXT_WORDS = {"low": "medium", "medium": "high"}
@@ -41,7 +43,7 @@ def plan_lines(engine: Engine) -> list[str]:
         f"engine:    {plan.backend} on {plan.device} · {threads} · context {facts.context_tokens:,}",
         *_listed("because:", plan.reasons),
         f"sampling:  {sampling_words(sampling)}",
-        f"think:     {think_words(engine)}",
+        f"think:     {think_words(engine)}{EARLY if engine.settings.early_exit else ''}",
     ]
     if plan.spec.advises_against_system and (engine.settings.system or plan.spec.system):
         lines.append("system:    at the head of the first prompt, for its makers advise against a system prompt")
@@ -62,6 +64,20 @@ def unused_thinking(engine: Engine) -> str | None:
     if engine.spec.thinks or think.mode != "open":
         return None
     return f"{engine.spec.id} has no thinking of its own: --think {think.word} changes nothing"
+
+
+def unused_early_exit(engine: Engine) -> str | None:
+    """Return that early exit was asked for where no answer can be tried beside a thought; None where it is of use."""
+    if not engine.settings.early_exit:
+        return None
+    plan = engine.plan
+    if not engine.spec.thinks:
+        return f"{engine.spec.id} has no thinking of its own: --early-exit changes nothing"
+    if engine.thinking().mode == "off":
+        return "thinking is off: --early-exit changes nothing"
+    if "fork" not in engine.facts.capabilities:
+        return f"{plan.backend} on {plan.device} can't try an answer beside the thinking: --early-exit changes nothing"
+    return None
 
 
 def chosen_settings(settings: Settings) -> dict[str, str]:
@@ -94,6 +110,7 @@ def timing_lines(reply: Reply) -> list[str]:
         f"prompt eval rate:      {timings.prefill_tps:.1f} tokens/s",
         f"first token after:     {timings.first_token_s:.3f} s",
         f"eval count:            {_count(generated)} (thinking {_count(usage.think_tokens, '')}{_inside(usage)})",
+        *([_probe_line(usage)] if usage.probes else []),
         f"eval duration:         {timings.decode_s:.3f} s",
         f"eval rate:             {timings.decode_tps:.1f} tokens/s",
         f"peak memory:           {gigabytes(timings.peak_rss_bytes)}",
@@ -211,6 +228,11 @@ def in_chat(hint: str) -> str:
 
 def _count(tokens: int | None, unit: str = " tokens") -> str:
     return "unknown" if tokens is None else f"{tokens:,}{unit}"
+
+
+def _probe_line(usage: Usage) -> str:
+    """Return how often an answer was tried while it thought, and what that took."""
+    return f"answers tried:         {usage.probes:,} probe{'s' * (usage.probes != 1)}, {_count(usage.probe_tokens)}"
 
 
 def _inside(usage: Usage) -> str:

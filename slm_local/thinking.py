@@ -78,7 +78,7 @@ CUT_WORDS: Mapping[Cut, str] = {
     "max_tokens": "ended, for the limit of tokens keeps room for the answer",
     "loop": "ended, for it repeated itself",
     "user": "ended, as you asked",
-    "converged": "ended, for its answer no longer changed",
+    "converged": "ended, for the answer had settled",
 }
 
 

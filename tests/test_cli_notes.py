@@ -65,6 +65,7 @@ def test_a_reply_that_ended_before_its_time_says_why_and_what_to_type(reply: Rep
         ("30s", "time", "thinking was ended after 30 s", "--think 60s"),
         ("1m30s", "time", "thinking was ended after 90 s", "--think 180s"),
         ("max", "user", "thinking was ended, as you asked", None),
+        ("max", "converged", "thinking was ended, for the answer had settled", None),
     ],
 )
 def test_thinking_that_ended_as_asked_says_how_to_have_more(word: str, cut: Cut, said: str, hint: str | None) -> None:
@@ -156,3 +157,12 @@ def test_tags_and_what_was_put_in_for_the_model_are_counted_apart() -> None:
     usage = Usage(think_tokens=40, answer_tokens=2, tag_tokens=1, injected_tokens=9)
     lines = notes.timing_lines(replace(REPLY, usage=usage))
     assert "eval count:            42 tokens (thinking 40, 1 of them tags, 9 of them injected)" in lines
+
+
+@pytest.mark.parametrize(("probes", "said"), [(1, "1 probe, 14 tokens"), (3, "3 probes, 14 tokens")])
+def test_answers_that_were_tried_are_counted_apart(probes: int, said: str) -> None:
+    usage = Usage(think_tokens=40, answer_tokens=2, probes=probes, probe_tokens=14)
+    lines = notes.timing_lines(replace(REPLY, usage=usage))
+    assert f"answers tried:         {said}" in lines
+    assert "eval count:            42 tokens (thinking 40)" in lines
+    assert not any("probe" in line for line in notes.timing_lines(REPLY))

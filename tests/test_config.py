@@ -63,10 +63,11 @@ def test_thinking_is_switched_off_on_the_reference(tmp_path: Path, key: str, val
 
 
 def test_how_long_to_think_may_stand_in_every_source(tmp_path: Path) -> None:
-    write_config(tmp_path, 'think = 256\nbridge = " So:"\nanswer_reserve = 64\nloop_guard = false\n')
+    write_config(tmp_path, 'think = 256\nbridge = " So:"\nanswer_reserve = 64\nloop_guard = false\nearly_exit = true\n')
     plain = environment(tmp_path)
     read = load_settings({}, environment=plain)
     assert (read.think.max_tokens, read.bridge, read.answer_reserve, read.loop_guard) == (256, " So:", 64, False)
+    assert (read.early_exit, Settings().early_exit) == (True, False)
     assert load_settings({}, environment={**plain, "SLM_THINK": "high"}).think.max_tokens == 8192
     assert load_settings({}, environment={**plain, "SLM_THINK_BUDGET": "9"}).think.max_tokens == 9
     assert load_settings({}, reference_settings={"think": "30s"}, environment=plain).think.max_s == 30.0

@@ -102,11 +102,11 @@ def _engine_of(spec: ModelSpec, runnable: Choice) -> Engine:
 
 
 def test_a_request_carries_how_long_to_think_and_what_is_kept_for_the_answer(script: ScriptWriter) -> None:
-    reference = f"scripted:{script({'end': 'stop'})}@think=256,answer-reserve=32,loop-guard=false"
+    reference = f"scripted:{script({'end': 'stop'})}@think=256,answer-reserve=32,loop-guard=false,early-exit"
     engine = Engine(choose(reference))
     request = engine.request("hi")
     assert (request.think, request.think_tokens, request.think_s) == ("open", 256, None)
-    assert (request.answer_reserve, request.has_loop_guard) == (32, False)
+    assert (request.answer_reserve, request.has_loop_guard, request.early_exit) == (32, False, True)
     timed = engine.request("hi", think=Thinking(mode="open", max_s=5.0))
     assert (timed.think_tokens, timed.think_s) == (None, 5.0)
     assert engine.request("hi", think=Thinking()).think_tokens == 256  # nothing asked: as set

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "slm_local"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "system", "paths", "sanitize", "installed"),
     ("generation", "thinking", "config", "measured", "hardware", "model", "gguf_header"),
-    ("reasoning", "governor", "registry", "template", "answers", "metrics", "store"),
+    ("reasoning", "answers", "governor", "registry", "template", "metrics", "store"),
     ("buffers", "fit", "download", "backends"),
     ("selector", "driver"),
     ("worker",),

@@ -36,15 +36,13 @@ GB = 10**9
 NOTHING = Measured()
 
 
-def reply(tokens: int = 200, tps: float = 10.0, *, prompt: int | None = 100, injected: int = 0) -> Reply:
+def reply(tokens: int = 200, tps: float = 10.0, *, prompt: int | None = 100, **more: int) -> Reply:
     return Reply(
         thinking="",
         answer="",
         finish="stop",
         cut="none",
-        usage=Usage(
-            prompt_tokens=prompt, think_tokens=tokens // 2, answer_tokens=tokens - tokens // 2, injected_tokens=injected
-        ),
+        usage=Usage(prompt_tokens=prompt, think_tokens=tokens // 2, answer_tokens=tokens - tokens // 2, **more),
         timings=Timings(decode_tps=tps),
     )
 
@@ -291,13 +289,22 @@ def test_a_cache_of_unknown_size_and_a_prompt_of_unknown_length_count_as_none(tm
     ("engine", "said", "weights_bytes"),
     [
         ("llamacpp", reply(LEAST_TOKENS - 1), 4 * GB),
-        ("llamacpp", reply(injected=16), 4 * GB),
+        ("llamacpp", reply(injected_tokens=16), 4 * GB),
+        ("llamacpp", reply(probes=1, probe_tokens=24), 4 * GB),
         ("llamacpp", reply(tps=0.0), 4 * GB),
         ("llamacpp", reply(), CACHED_BYTES - 1),
         ("llamacpp", reply(), None),
         ("scripted", reply(), 4 * GB),
     ],
-    ids=["short", "not all decoded", "no rate", "in the caches", "size not known", "reads no memory"],
+    ids=[
+        "short",
+        "not all decoded",
+        "probes beside it",
+        "no rate",
+        "in the caches",
+        "size not known",
+        "reads no memory",
+    ],
 )
 def test_a_reply_that_says_nothing_of_the_memory_is_not_kept(
     tmp_path: Path, engine: str, said: Reply, weights_bytes: int | None

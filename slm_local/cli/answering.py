@@ -69,8 +69,8 @@ class Teller:
                 on_fetch=view.feed,
             )
         engine.patience_s = PATIENCE_S if self.terminal.out_is_terminal else None
-        unused = notes.unused_thinking(engine)
-        self._say_notes((*engine.notes, *([unused] if unused else [])), told)
+        unused = (notes.unused_thinking(engine), notes.unused_early_exit(engine))
+        self._say_notes((*engine.notes, *filter(None, unused)), told)
         if self.flags.verbose:
             for line in notes.plan_lines(engine):
                 self.terminal.say(line, DIM)

@@ -89,6 +89,9 @@ class Flags(EngineFlags):
     no_loop_guard: Annotated[
         bool, _flag("--no-loop-guard", group=THINKING, text="let it go on when it repeats itself")
     ] = False
+    early_exit: Annotated[
+        bool, _flag("--early-exit", group=THINKING, text="end thinking once its answer has settled")
+    ] = False
     hide_thinking: Annotated[
         bool, _flag("--hide-thinking", "--hidethinking", group=THINKING, text="let it think, but don't show it")
     ] = False
@@ -145,6 +148,7 @@ class Flags(EngineFlags):
             **{name: getattr(self, name) for name in names},
             "think": next(iter(asked.values()), None),
             "loop_guard": False if self.no_loop_guard else None,
+            "early_exit": self.early_exit or None,
             "hide_thinking": self.hide_thinking or None,
             "log": False if self.no_log else None,
             "temperature": self.temp,

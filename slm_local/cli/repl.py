@@ -147,6 +147,9 @@ class _Chat:
             self._session.system = self._engine.settings.system or self._engine.spec.system
         if name in ("think", "no_think"):
             self._session.think = self._engine.settings.think
+        unused = notes.unused_early_exit(self._engine) if name == "early_exit" else None
+        if unused:
+            self._terminal.say(unused, DIM)
 
     def _system(self, text: str) -> None:
         if text:

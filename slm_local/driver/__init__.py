@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from slm_local.backends.base import Backend
+from slm_local.driver.probes import Probes
 from slm_local.driver.rules import Rules, rules_of
 from slm_local.driver.stops import StopText
 from slm_local.driver.turn import Turn
@@ -31,6 +32,7 @@ from slm_local.generation import (
     ThinkControl,
 )
 from slm_local.governor import EndReply, EndThinking
+from slm_local.governor.convergence import ExitRule
 from slm_local.metrics import Collector
 from slm_local.template import ChatTemplate, prompt_for
 
@@ -39,17 +41,23 @@ __all__ = ["Driver", "DriverEvent", "StopText"]
 DriverEvent = StreamEvent | SlmError
 """What a step yields for a request: an event, or the error that ended it."""
 
+EXIT_RULE = ExitRule()
+
 
 class Driver:
     """One loaded model and its live requests. Only `cancel` and `end_thinking` may be called from another thread."""
 
-    def __init__(self, backend: Backend, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, backend: Backend, *, clock: Callable[[], float] = time.monotonic, exit_rule: ExitRule = EXIT_RULE
+    ) -> None:
         self._backend = backend
         self._clock = clock
+        self._exit_rule = exit_rule
         self._rules: Rules | None = None
         self._template: ChatTemplate | None = None
         self._think = ThinkControl()
         self._turns: dict[int, Turn] = {}
+        self._probes = Probes(backend)
         self._waiting: deque[tuple[int, GenerationRequest, Prompt]] = deque()
         self._cancelled: set[int] = set()
         self._hurried: set[int] = set()
@@ -73,7 +81,7 @@ class Driver:
             control_texts=facts.control_texts,
             tags=settings.tags,
         )
-        self._rules = rules_of(self._backend, facts, settings.tags, settings.bridge)
+        self._rules = rules_of(self._backend, facts, settings.tags, settings.bridge, self._exit_rule)
         return facts
 
     @property
@@ -109,10 +117,14 @@ class Driver:
         events = self._end_cancelled()
         events += self._admit_waiting()
         events += self._govern()
+        if self._rules is not None:
+            self._probes.tend(self._turns, self._rules.facts.context_tokens)
         by_handle = {turn.handle.id: (request_id, turn) for request_id, turn in self._turns.items()}
         for update in self._backend.step(self._step_control):
             assert update.handle is not None
             found = by_handle.get(update.handle.id)
+            if isinstance(update, Piece) and self._probes.take(update):
+                continue
             if found is None or found[0] not in self._turns:
                 continue  # ended by an earlier update of this very step
             request_id, turn = found
@@ -138,6 +150,7 @@ class Driver:
     def abandon(self) -> list[int]:
         """Forget all requests after a failure of the step itself; return their ids."""
         ids = [*self._turns, *(entry[0] for entry in self._waiting)]
+        self._probes.drop_all()
         for turn in self._turns.values():
             self._backend.remove(turn.handle)
         self._turns.clear()
@@ -232,6 +245,7 @@ class Driver:
 
     def _end(self, request_id: int, turn: Turn, finish: Finish) -> list[tuple[int, DriverEvent]]:
         del self._turns[request_id]
+        self._probes.drop(turn)
         self._backend.remove(turn.handle)
         return [(request_id, event) for event in turn.end(finish)]
 

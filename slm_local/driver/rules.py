@@ -17,6 +17,7 @@ from slm_local.governor import (
     limits_for,
     reserve_tokens,
 )
+from slm_local.governor.convergence import LEAD, Convergence, ExitRule
 from slm_local.reasoning import ReasoningParser
 
 
@@ -33,6 +34,10 @@ class Rule:
     """What is put behind the closing tag when nothing follows it; None for a model without tags."""
     room_tokens: int | None
     """Most tokens that can be generated and injected."""
+    convergence: Convergence | None = None
+    """What ends thinking once its answer has settled; None where nobody asked for it, or it can't be tried."""
+    probe: Closing | None = None
+    """What is put behind the thinking for a probe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,9 @@ class Rules:
     closings: tuple[Closing, ...]
     """With the bridge, and without it; empty without tags."""
     nudge: Closing | None
+    probe: Closing | None
+    """None without tags, and for an engine that can't fork a sequence."""
+    exit_rule: ExitRule
 
     def rule_for(self, request: GenerationRequest, prompt: Prompt, handle: Handle) -> Rule | None:
         """Return the rule for a request; None: raw ids. Errors: `PromptTooLong` for one that leaves too little."""
@@ -57,6 +65,7 @@ class Rules:
             if limits.room_tokens is not None and limits.room_tokens < 0:
                 raise self._too_long(request, closing, handle.prompt_tokens or 0)
         parser = ReasoningParser(self.tags, state=prompt.think_state)
+        can_exit = request.early_exit and self.probe is not None and closing is not None
         room = None if handle.prompt_tokens is None else context_tokens - handle.prompt_tokens
         return Rule(
             parser=parser,
@@ -65,6 +74,8 @@ class Rules:
             closing=closing,
             nudge=self.nudge,
             room_tokens=min((each for each in (room, request.max_tokens) if each is not None), default=None),
+            convergence=Convergence(self.exit_rule) if can_exit and prompt.think_state != "closed" else None,
+            probe=self.probe,
         )
 
     def _too_long(self, request: GenerationRequest, closing: Closing | None, prompt_tokens: int) -> PromptTooLong:
@@ -77,13 +88,16 @@ class Rules:
         )
 
 
-def rules_of(backend: Backend, facts: ModelFacts, tags: ReasoningTags | None, bridge: str | None) -> Rules:
+def rules_of(
+    backend: Backend, facts: ModelFacts, tags: ReasoningTags | None, bridge: str | None, exit_rule: ExitRule
+) -> Rules:
     """Make the rules of a loaded model; `bridge` None: the default one."""
 
     def counted(text: str) -> Closing:
         return Closing(text=text, tokens=backend.token_count(text))
 
     if tags is None:
-        return Rules(tags=None, facts=facts, closings=(), nudge=None)
+        return Rules(tags=None, facts=facts, closings=(), nudge=None, probe=None, exit_rule=exit_rule)
     closings = tuple(map(counted, closing_texts(tags, bridge)))
-    return Rules(tags=tags, facts=facts, closings=closings, nudge=counted(NUDGE))
+    probe = counted(closings[0].text + LEAD) if "fork" in backend.capabilities else None
+    return Rules(tags=tags, facts=facts, closings=closings, nudge=counted(NUDGE), probe=probe, exit_rule=exit_rule)

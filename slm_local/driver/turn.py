@@ -19,7 +19,7 @@ from slm_local.generation import (
     ThinkDelta,
     Usage,
 )
-from slm_local.governor import Verdict
+from slm_local.governor import Closing, Verdict
 from slm_local.metrics import Collector
 from slm_local.reasoning import Delta
 from slm_local.system import own_peak_rss_bytes
@@ -47,6 +47,7 @@ class Turn:
         """Tokens of thinking that events have carried."""
         self._is_bridged = False
         """Whether the thinking said last was injected."""
+        self._probes = self._probe_tokens = 0
 
     def end_thinking(self) -> None:
         """Have thinking end as soon as there is any."""
@@ -78,7 +79,50 @@ class Turn:
             self._skips_injected = self._skips_injected and not piece.ids
             deltas = self._rule.parser.feed(piece.text, count, injected=piece.injected)
         self._rule.governor.feed(piece, self._clock())
+        if self._rule.convergence is not None and self._rule.parser.in_thinking:
+            self._rule.convergence.feed(piece.text, self._rule.parser.thought_tokens)
         return self._events(deltas)
+
+    @property
+    def is_thinking(self) -> bool:
+        """Return whether it thinks, and was not told to end."""
+        return self._rule is not None and self._rule.governor.is_thinking
+
+    @property
+    def is_reading(self) -> bool:
+        """Return whether nothing was generated yet."""
+        return not self._generated
+
+    @property
+    def held_tokens(self) -> int:
+        """Return how much of a context it takes so far."""
+        return (self.handle.prompt_tokens or 0) + self._generated
+
+    def due_probe(self) -> Closing | None:
+        """Return what to put behind the thinking to try its answer here; None: not now."""
+        rule = self._rule
+        if rule is None or rule.convergence is None or not rule.governor.is_thinking:
+            return None
+        return rule.probe if rule.convergence.is_due() else None
+
+    def begin_probe(self) -> None:
+        """Take note that a probe begins here."""
+        assert self._rule is not None
+        assert self._rule.convergence is not None
+        self._rule.convergence.begin()
+        self._probes += 1
+
+    def count_probe(self, tokens: int) -> None:
+        """Count tokens that a probe read or wrote."""
+        self._probe_tokens += tokens
+
+    def take_probe(self, answer: str | None) -> None:
+        """Take what a probe said; None: no answer."""
+        assert self._rule is not None
+        assert self._rule.convergence is not None
+        self._rule.convergence.take(answer)
+        if self._rule.convergence.is_converged:
+            self._rule.governor.settle()
 
     def flush(self) -> list[StreamEvent]:
         """Give out what the splitter held back: no tag will be finished any more."""
@@ -171,4 +215,6 @@ class Turn:
             answer_tokens=parser.answer_tokens if parser is not None else self._generated,
             tag_tokens=parser.tag_tokens if parser is not None else 0,
             injected_tokens=self._injected,
+            probes=self._probes,
+            probe_tokens=self._probe_tokens,
         )

@@ -167,6 +167,7 @@ class Engine:
             think_s=asked.max_s,
             answer_reserve=self.settings.answer_reserve,
             has_loop_guard=self.settings.loop_guard,
+            early_exit=self.settings.early_exit,
         )
 
     def thinking(self, asked: Thinking | None = None) -> Thinking:

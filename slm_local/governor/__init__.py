@@ -133,14 +133,24 @@ class Governor:
         self._generated = 0
         self._thinking_since_s: float | None = None
         self._is_asked = False
+        self._has_settled = False
         self._is_ending = False
         """Whether thinking was told to end and the closing is on its way."""
         self._was_thinking = parser.in_thinking
         self._guard = self._new_guard()
 
+    @property
+    def is_thinking(self) -> bool:
+        """Return whether it thinks, and was not told to end."""
+        return self._parser.in_thinking and not self._is_ending
+
     def end_thinking(self) -> None:
         """Have thinking end as soon as there is any: the person wants the answer."""
         self._is_asked = True
+
+    def settle(self) -> None:
+        """Have thinking end, for its answer is known."""
+        self._has_settled = True
 
     def feed(self, piece: Piece, now_s: float) -> None:
         """Take a piece that the splitter has taken."""
@@ -177,7 +187,9 @@ class Governor:
             return "time"
         if limits.can_close and limits.room_tokens is not None and self._generated >= limits.room_tokens:
             return limits.room_cut
-        return "loop" if self._guard.is_found else None
+        if self._guard.is_found:
+            return "loop"
+        return "converged" if self._has_settled else None
 
     def _new_guard(self) -> LoopGuard:
         return LoopGuard(LOOP_TOKENS_THINKING if self._was_thinking else LOOP_TOKENS_ANSWER)

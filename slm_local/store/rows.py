@@ -15,11 +15,7 @@ from slm_local.store.values import ChatRow, KeptTurn, PlanFacts
 
 Value = TypeVar("Value", Usage, Timings, Sampling, FailureRecord)
 
-UNCOUNTED = Usage(
-    **dict.fromkeys(
-        ("prompt_tokens", "cached_tokens", "think_tokens", "answer_tokens", "tag_tokens", "injected_tokens"), None
-    )
-)
+UNCOUNTED = Usage(**dict.fromkeys((field.name for field in fields(Usage)), None))
 
 SETTINGS = ("think", "think_tokens", "think_s", "max_tokens", "samples")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from slm_local.config import KINDS, LIVE_SETTINGS, setting_name
 from slm_local.errors import UsageError
 from slm_local.forecast import thinking_words
-from slm_local.notes import chosen_settings, plan_lines, think_words, timing_lines, unused_thinking
+from slm_local.notes import chosen_settings, plan_lines, think_words, timing_lines, unused_early_exit, unused_thinking
 from slm_local.store import write_new
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def _set(screen: ChatScreen, text: str) -> None:
         hint = f"/model {screen.reference}{joint}{name}={value}"
         raise UsageError(f"{name} is fixed when a model is opened", hint=hint)
     screen.set_live(key, value)
-    screen.say(f"{name} {value}")
+    unused = unused_early_exit(screen.session.engine) if name == "early_exit" else None
+    screen.say(unused or f"{name} {value}")
 
 
 def _system(screen: ChatScreen, text: str) -> None:

@@ -17,6 +17,7 @@ from slm_local.engine import Engine
 from slm_local.errors import Interrupted, PromptTooLong, SlmError, UsageError, WorkerCrashed
 from slm_local.forecast import limit_words, thinking_words
 from slm_local.generation import Control, StreamEvent
+from slm_local.notes import unused_early_exit
 from slm_local.paths import paths
 from slm_local.pump import EMBEDDED_PACE
 from slm_local.sanitize import visible
@@ -205,7 +206,7 @@ class ChatScreen(Screen[None]):
         self._opener.end()
         self._reference = event.reference
         self.say(f"{engine.plan.spec.id} · {engine.plan.variant.quant} · {engine.plan.backend} on {engine.plan.device}")
-        for note in engine.notes:
+        for note in filter(None, (*engine.notes, unused_early_exit(engine))):
             self.say(note)
         self._pace = self._pace_of(engine)
         self._say_notices()
