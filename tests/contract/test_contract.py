@@ -192,7 +192,8 @@ def test_two_requests_at_once_answer_as_each_alone(
 ) -> None:
     runner = runner_for(case, tiny_reasoner if "tiny" in case else smollm2, tmp_path, context=1024)
     assert isinstance(runner, InProcess)
-    questions = [ask(QUESTION, max_tokens=24), ask("Name three colours.", max_tokens=24)]
+    # "Name three colours." has a tie at its 17th token (logits 23.511 and 23.507), which the batch's shape decides.
+    questions = [ask(QUESTION, max_tokens=24), ask("Count from one to ten.", max_tokens=24)]
     alone = [hear(runner, question).reply.answer for question in questions]
     together: dict[int, str] = {0: "", 1: ""}
     for number, question in enumerate(questions):
