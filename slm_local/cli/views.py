@@ -11,7 +11,7 @@ from typing import Any, assert_never
 from slm_local.cli.render import DIM, RESET, Terminal, rule
 from slm_local.cli.stream import Outcome
 from slm_local.errors import SlmError
-from slm_local.generation import AnswerDelta, Done, PromptProgress, Reply, Started, StreamEvent, ThinkDelta, Usage
+from slm_local.generation import AnswerDelta, Done, Note, PromptProgress, Reply, Started, StreamEvent, ThinkDelta, Usage
 from slm_local.metrics import Collector
 from slm_local.model import Plan
 from slm_local.sanitize import Visible
@@ -112,7 +112,7 @@ class PlainView:
             case Started() | PromptProgress():
                 if not self._is_quiet:
                     show_reading(self._terminal, event)
-            case Done():
+            case Note() | Done():
                 pass
             case _:
                 assert_never(event)
@@ -188,6 +188,8 @@ class JsonLinesView:
             case ThinkDelta() | AnswerDelta() if event.text:
                 injected = {"injected": True} if event.injected else {}
                 self._write("think" if isinstance(event, ThinkDelta) else "answer", {"text": event.text, **injected})
+            case Note():
+                self._write("note", {"text": event.text})
             case ThinkDelta() | AnswerDelta() | PromptProgress() | Done():
                 pass
             case _:

@@ -23,6 +23,7 @@ from slm_local.generation import (
     GenerationRequest,
     LoadSettings,
     ModelFacts,
+    Note,
     Piece,
     Prompt,
     PromptProgress,
@@ -116,7 +117,7 @@ class Driver:
             if found is None or found[0] not in self._turns:
                 continue  # ended by an earlier update of this very step
             request_id, turn = found
-            if isinstance(update, PromptProgress):
+            if isinstance(update, PromptProgress | Note):
                 events.append((request_id, replace(update, handle=None)))
             else:
                 events += self._take(request_id, turn, update)

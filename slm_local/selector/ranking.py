@@ -164,7 +164,7 @@ def _shown(case: Case, rated: Iterable[Rated]) -> list[Rated]:
 
 def _plan(case: Case, rated: Rated, all_rated: Sequence[Rated]) -> Plan:
     way, fit, is_npu = rated.way, rated.fit, rated.way.kind == "npu"
-    threads, threads_reason = _threads(case)
+    threads, threads_reason = _threads(case, way.backend)
     prompt_tokens = fit.context_tokens // 2
     return Plan(
         spec=case.spec,
@@ -203,7 +203,7 @@ def _reasons(case: Case, rated: Rated, all_rated: Sequence[Rated], threads_reaso
     ]
 
 
-def _threads(case: Case) -> tuple[int, str]:
+def _threads(case: Case, backend: str) -> tuple[int, str]:
     """Return the threads to decode with, and say why so many."""
     cores, asked = case.hardware.physical_cores, case.settings.threads
     if asked is not None:
@@ -212,6 +212,8 @@ def _threads(case: Case) -> tuple[int, str]:
         threads, why = cores // 2, "half of the cores, to be quiet"
     else:
         threads, why = cores, f"one for each {'performance' if case.hardware.efficiency_cores else 'physical'} core"
+    if backend == "llamacpp" and threads > 1:
+        why += "; fewer while other programs take cores"
     return threads, f"{threads} {'thread' if threads == 1 else 'threads'}: {why}"
 
 
