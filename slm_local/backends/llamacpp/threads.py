@@ -27,10 +27,10 @@ JUMP_CELLS, JUMP_SHARE = 256, 0.1
 """A context that differs by more than both together is another one, with a usual time of its own."""
 
 WINDOW_STEPS = 12
-CROWDED_STEPS = 6
-"""The last steps that are looked at; fewer are enough where cores are known to be taken."""
+ENOUGH_STEPS = 6
+"""The last steps that are looked at, and how many of them are enough where it is seen what other programs do."""
 
-SLOW, SLOW_AND_CROWDED = 1.35, 1.15
+SLOW, SLOW_AND_CROWDED = 1.6, 1.15
 """How much slower than usual steps are, on average, when fewer threads are tried."""
 
 TAKEN_SHARE = 0.25
@@ -40,7 +40,7 @@ of a core or two thirds, not all of it."""
 TRIAL_STEPS = 6
 """Steps of a trial, after one that only wakes or rests threads."""
 
-FASTER_WITH_FEWER, FASTER_WITH_MORE = 0.93, 0.98
+FASTER_WITH_FEWER, FASTER_WITH_MORE = 0.85, 0.98
 """What steps may take at most, of what they took before, for a trial to have been worth it."""
 
 FIRST_FALL_WAIT_S, FIRST_RISE_WAIT_S, LONGEST_WAIT_S = 0.5, 2.0, 60.0
@@ -137,7 +137,8 @@ class ThreadControl:
 
     def _look_around(self, free_cores: float | None) -> None:
         was_crowded = self._is_crowded
-        self._is_crowded = free_cores is not None and free_cores < self._steady - TAKEN_SHARE
+        share = TAKEN_SHARE / 2 if was_crowded else TAKEN_SHARE  # what is near the edge does not go to and fro
+        self._is_crowded = free_cores is not None and free_cores < self._steady - share
         self._is_free = free_cores is not None and free_cores > self._steady + 1 - 2 * TAKEN_SHARE
         if self._is_crowded and not was_crowded:
             self._recent.clear()  # what came before is no measure of what comes now
@@ -163,19 +164,22 @@ class ThreadControl:
         return share
 
     def _is_slow(self, usual: _Usual) -> bool:
-        if self._is_crowded and len(self._recent) >= CROWDED_STEPS:
+        if self._is_crowded and len(self._recent) >= ENOUGH_STEPS:
             return usual.was_crowded or average(self._recent) > SLOW_AND_CROWDED
         return len(self._recent) == WINDOW_STEPS and average(self._recent) > SLOW
 
     def _fewer(self, free_cores: float | None) -> int:
-        is_told = free_cores is not None and self._is_crowded
-        step = self._steady - int(free_cores + TAKEN_SHARE) if is_told and free_cores is not None else self._depth
-        return max(1, self._steady - max(1, step))
+        """Return with how many threads a trial goes down: as many as cores are free, else one fewer at each try."""
+        if free_cores is None or not self._is_crowded:
+            return max(1, self._steady - self._depth)
+        return max(1, min(self._steady - 1, int(free_cores + TAKEN_SHARE)))
 
     def _may_rise(self, now_s: float, *, is_known: bool) -> bool:
         """Say whether one thread more is to be tried: soon where a core is seen to be free, else in a while."""
+        if self._steady == self.most or len(self._recent) < ENOUGH_STEPS:
+            return False
         late_s = KNOWN_TAKEN_S if is_known and not self._is_free else 0.0
-        return self._steady < self.most and now_s >= self._tried_at_s + self._rise_wait_s[self._is_free] + late_s
+        return now_s >= self._tried_at_s + self._rise_wait_s[self._is_free] + late_s
 
     def _judge(self, trial: _Trial, now_s: float) -> str:
         self._trial = None
