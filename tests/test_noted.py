@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from slm_local.backends.llamacpp import LlamaCppBackend
@@ -123,6 +124,16 @@ def test_cores_are_free_that_nobody_uses_and_that_this_process_uses() -> None:
 
 def test_this_machine_tells_its_free_cores() -> None:
     first = read_cpu()
+    assert first is not None
     assert first.left_s > 0.0
     assert first.own_s > 0.0
     assert FreeCores().now() is None  # too soon to tell
+
+
+def test_a_system_that_keeps_its_counts_to_itself_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(percpu: bool) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(psutil, "cpu_times", refuse)
+    assert read_cpu() is None
+    assert FreeCores().now() is None

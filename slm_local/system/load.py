@@ -33,12 +33,15 @@ class FreeCores:
         self._free: float | None = None
 
     def now(self) -> float | None:
-        """Return it as of the last third of a second; None before that, or after a while in which nobody asked."""
-        since_s = time.monotonic() - self._last.at_s
-        if since_s >= SAMPLE_S:
-            reading = read_cpu()
-            self._free = free_cores(self._last, reading) if since_s < STALE_S else None
-            self._last = reading
+        """Return it as of the last third of a second.
+
+        None before that, after a while in which nobody asked, and where the system does not tell.
+        """
+        last = self._last
+        if last is not None and time.monotonic() >= last.at_s + SAMPLE_S:
+            self._last = reading = read_cpu()
+            is_fresh = reading is not None and reading.at_s < last.at_s + STALE_S
+            self._free = free_cores(last, reading) if reading is not None and is_fresh else None
         return self._free
 
 
@@ -47,11 +50,14 @@ def free_cores(before: CpuReading, after: CpuReading) -> float:
     return (after.left_s - before.left_s + after.own_s - before.own_s) / (after.at_s - before.at_s)
 
 
-def read_cpu() -> CpuReading:
-    """Read the counts as they are now; costs a tenth of a millisecond on small machines."""
+def read_cpu() -> CpuReading | None:
+    """Read the counts as they are now, None where they are kept from us; that takes 0.1 ms on two cores."""
     import psutil
 
-    per_core = psutil.cpu_times(percpu=True)
+    try:
+        per_core = psutil.cpu_times(percpu=True)
+    except OSError:  # Android lets nobody read /proc/stat
+        return None
     usable = _usable_cores(len(per_core))
     is_nice = sys.platform != "win32" and os.nice(0) > 0
     left = ("idle", "iowait") if is_nice else ("idle", "iowait", "nice")
