@@ -164,7 +164,7 @@ def _shown(case: Case, rated: Iterable[Rated]) -> list[Rated]:
 
 def _plan(case: Case, rated: Rated, all_rated: Sequence[Rated]) -> Plan:
     way, fit, is_npu = rated.way, rated.fit, rated.way.kind == "npu"
-    threads, threads_reason = _threads(case, way.backend)
+    threads, threads_reason = _threads(case)
     prompt_tokens = fit.context_tokens // 2
     return Plan(
         spec=case.spec,
@@ -192,18 +192,20 @@ def _reasons(case: Case, rated: Rated, all_rated: Sequence[Rated], threads_reaso
     way, spec = rated.way, case.spec
     if way.backend == "scripted":
         return ["scripted: plays a file, for tests", rated.context_reason, threads_reason]
+    gives_way = way.backend == "llamacpp" and _threads(case)[0] > 1
     return [
         route_reason(case, rated, all_rated),
         variant_reason(spec, way.variant, case.settings, way.backend),
         *([download_reason(way.variant, case.hardware)] if way.variant.path is None else []),
         rated.context_reason,
         *([threads_reason] if way.kind == "cpu" else []),
+        *(["fewer threads decode while other programs take cores"] if gives_way else []),
         memory_reason(way.variant, rated.fit),
         speed_reason(spec, rated.fit, way, rated.measurement),
     ]
 
 
-def _threads(case: Case, backend: str) -> tuple[int, str]:
+def _threads(case: Case) -> tuple[int, str]:
     """Return the threads to decode with, and say why so many."""
     cores, asked = case.hardware.physical_cores, case.settings.threads
     if asked is not None:
@@ -212,8 +214,6 @@ def _threads(case: Case, backend: str) -> tuple[int, str]:
         threads, why = cores // 2, "half of the cores, to be quiet"
     else:
         threads, why = cores, f"one for each {'performance' if case.hardware.efficiency_cores else 'physical'} core"
-    if backend == "llamacpp" and threads > 1:
-        why += "; fewer while other programs take cores"
     return threads, f"{threads} {'thread' if threads == 1 else 'threads'}: {why}"
 
 
