@@ -217,6 +217,15 @@ class PromptProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """What the engine decided while it ran and a person may want to know."""
+
+    handle: Handle | None = None
+    """Set by a backend; None once it is an event."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """The text and tokens that one step added to a sequence."""
 
@@ -229,7 +238,7 @@ class Piece:
     end: PieceEnd | None = None
 
 
-Update = PromptProgress | Piece
+Update = PromptProgress | Note | Piece
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,7 +325,7 @@ class Done:
     reply: Reply
 
 
-StreamEvent = Started | PromptProgress | ThinkDelta | AnswerDelta | Done
+StreamEvent = Started | PromptProgress | Note | ThinkDelta | AnswerDelta | Done
 
 
 class Control:

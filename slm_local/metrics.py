@@ -14,6 +14,7 @@ from slm_local.generation import (
     Cut,
     Done,
     Finish,
+    Note,
     PromptProgress,
     Reply,
     Started,
@@ -64,7 +65,7 @@ class Collector:
             case Started():
                 self._started_at = now
                 self._prompt_tokens, self._cached_tokens = event.prompt_tokens, event.cached_tokens
-            case PromptProgress():
+            case PromptProgress() | Note():
                 pass
             case ThinkDelta():
                 self._thinking.append(event.text)

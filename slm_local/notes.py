@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from shlex import quote
 
@@ -94,6 +95,11 @@ def sampling_words(sampling: Sampling) -> str:
         return ", ".join(["greedy (temperature 0)", *(f"{key} {value:g}" for key, value in penalties.items())])
     values = {key: value for key, value in asdict(sampling).items() if value is not None and value != OFF[key]}
     return ", ".join(f"{key} {value:g}" for key, value in values.items()) or "temperature 0"
+
+
+def noted_lines(noted: Sequence[tuple[float, str]]) -> list[str]:
+    """Return what the engine decided while it ran, with the seconds since the start."""
+    return [f"after {at_s:.1f} s:  {text}" for at_s, text in noted]
 
 
 def timing_lines(reply: Reply) -> list[str]:

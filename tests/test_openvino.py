@@ -36,6 +36,7 @@ from slm_local.generation import (
     Reply,
     Sampling,
     ThinkControl,
+    Update,
 )
 from slm_local.tiny import heldout
 from slm_local.tiny.evaluate import final_of
@@ -233,7 +234,7 @@ def test_whose_thinking_is_ended_is_served_before_a_prompt_that_waits(load: Load
     backend.step(Control())
     thinks = backend.add(text_prompt(QUESTION), Sampling())
     backend.inject(thinks, BRIDGE)
-    found: list[Piece | PromptProgress] = []
+    found: list[Update] = []
     while not any(isinstance(update, Piece) for update in found):
         found += backend.step(Control())
     assert {update.handle for update in found} == {thinks}

@@ -82,6 +82,7 @@ def test_the_reasons_can_be_read_by_a_person() -> None:
         "Q4_0: it is here; llama.cpp repacks it for this processor",
         "context 16,384: the default",
         "4 threads: one for each physical core",
+        "fewer threads decode while other programs take cores",
         "needs 7.0 GB of 18.2 GB free (weights 4.7 GB, KV cache 2.1 GB, buffers 221 MB): Fits",
         "about 6.4 tok/s (4.4 GB read a token at an assumed 40 GB/s, of which llama.cpp gets an assumed 70%), "
         "so 1,000 tokens of thinking take about 2 min 36 s",

@@ -45,6 +45,7 @@ class Backend(Protocol):
         At most one token that the model wrote is added to a sequence. A piece with an `end` is its last: the sequence
         is stepped no more and stays until `remove`, or until `inject` makes it go on after a "stop". A cancelled
         control ends the step early, without updates lost: what was decoded is kept, the rest is done by the next step.
+        What a runtime decided by itself comes as a `Note` for each sequence it concerns, before their pieces.
         """
         ...
 

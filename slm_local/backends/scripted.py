@@ -4,8 +4,9 @@ The file is JSON lines. A first line may be `{"setup": {"context": 4096, "templa
 every other line is one step: `{"text": "...", "ids": [1], "delay": 0.01, "fault": "segv", "end": "stop"}`, all keys
 optional. `end` ends a reply; the next request goes on behind it (also when its reply was cut short before), and the
 script starts over when it is used up. With `times` a step is played so often, `{n}` in its text being the number of the
-time. When something is injected, the reply goes on behind the step that closes its thinking, else behind its end. A
-prompt's tokens, and those of what is injected, are UTF-8 bytes.
+time. `{"note": "..."}` is a step that decides something and writes nothing. When something is injected, the reply goes
+on behind the step that closes its thinking, else behind its end. A prompt's tokens, and those of what is injected, are
+UTF-8 bytes.
 
 A fork says, piece by piece, what the last step played that has `"fork": ["85", "."]` names, and stops. Where the reply
 has named nothing it plays on from where the original is, without moving it; with a text, as after its injection.
@@ -29,6 +30,7 @@ from slm_local.generation import (
     Handle,
     LoadSettings,
     ModelFacts,
+    Note,
     Piece,
     Prompt,
     PromptProgress,
@@ -209,6 +211,8 @@ class ScriptedBackend:
             del live.own_steps[0]
         if row.get("fault"):
             _fail(str(row["fault"]), control)
+        if "note" in row:
+            return Note(handle=live.handle, text=str(row["note"]))
         ids = tuple(row.get("ids", (0,)))
         live.written += 0 if row.get("end") else len(ids)
         return Piece(handle=live.handle, text=row.get("text", ""), ids=ids, end=row.get("end"))

@@ -106,7 +106,7 @@ class Teller:
         if outcome.error is None:
             self._say_ending(engine, outcome, subject.prompt)
         if self.flags.verbose:
-            for line in notes.timing_lines(outcome.reply):
+            for line in (*notes.noted_lines(outcome.noted), *notes.timing_lines(outcome.reply)):
                 self.terminal.say(line, DIM)
         return outcome
 

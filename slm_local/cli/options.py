@@ -39,7 +39,9 @@ class EngineFlags:
     ctx: Annotated[
         str | None, _flag("--ctx", group=MACHINE, metavar="N", text="tokens of context for prompt and answer")
     ] = None
-    threads: Annotated[str | None, _flag("--threads", group=MACHINE, metavar="N", text="threads that compute")] = None
+    threads: Annotated[str | None, _flag("--threads", group=MACHINE, metavar="N", text="most threads that compute")] = (
+        None
+    )
     template: Annotated[
         str | None, _flag("--template", group=MACHINE, metavar="FILE", text="a chat template in place of the model's")
     ] = None

@@ -10,12 +10,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Protocol, TypeVar
 
 from slm_local.errors import Interrupted, SlmError
-from slm_local.generation import AnswerDelta, Control, Reply, Started, StreamEvent
+from slm_local.generation import AnswerDelta, Control, Note, Reply, Started, StreamEvent
 from slm_local.metrics import Collector
 from slm_local.pump import Pacer, Pump
 from slm_local.system import TypedLine, TypedLines
@@ -61,6 +61,8 @@ class Outcome:
     """How it began; None where it did not."""
     typed: tuple[TypedLine, ...] = ()
     """Lines that were typed while it thought and are for whoever reads next."""
+    noted: tuple[tuple[float, str], ...] = ()
+    """What the engine decided meanwhile, each with the seconds since the start."""
 
 
 def play(
@@ -78,6 +80,7 @@ def play(
     `Interrupted`. Errors of the engine are part of the outcome; any other exception is raised. With `hears_keys` an
     empty line typed before the answer begins ends thinking; it is for where stdin is a terminal.
     """
+    begun_s = time.perf_counter()
     collector = Collector(load_s=load_s)
     pump = Pump(events, collector.feed)
     with heard(control, listens=hears_keys) as person:
@@ -90,6 +93,7 @@ def play(
         was_interrupted=bool(person.presses),
         started=playing.started,
         typed=tuple(person.typed),
+        noted=tuple((at_s - begun_s, text) for at_s, text in playing.noted),
     )
     view.close(outcome)
     person.leave_if_pressed_twice()
@@ -175,6 +179,7 @@ class _Playing:
     view: View
     person: Person
     started: Started | None = None
+    noted: list[tuple[float, str]] = field(default_factory=list)
 
     def show(self) -> None:
         """Show it to its end, or to the second Ctrl-C."""
@@ -195,6 +200,8 @@ class _Playing:
     def _feed(self, event: StreamEvent, at_s: float) -> None:
         if isinstance(event, Started):
             self.started = event
+        if isinstance(event, Note):
+            self.noted.append((at_s, event.text))
         if isinstance(event, AnswerDelta):
             self.person.stop_listening()
         self.view.feed(event, at_s)

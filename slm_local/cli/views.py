@@ -11,7 +11,7 @@ from typing import Any, assert_never
 from slm_local.cli.render import DIM, RESET, Terminal, rule
 from slm_local.cli.stream import Outcome
 from slm_local.errors import SlmError
-from slm_local.generation import AnswerDelta, Done, PromptProgress, Reply, Started, StreamEvent, ThinkDelta, Usage
+from slm_local.generation import AnswerDelta, Done, Note, PromptProgress, Reply, Started, StreamEvent, ThinkDelta, Usage
 from slm_local.metrics import Collector
 from slm_local.model import Plan
 from slm_local.sanitize import Visible
@@ -85,6 +85,8 @@ def delta_values(event: StreamEvent) -> tuple[str, dict[str, Any]] | None:
         case ThinkDelta() | AnswerDelta() if event.text:
             injected = {"injected": True} if event.injected else {}
             return "think" if isinstance(event, ThinkDelta) else "answer", {"text": event.text, **injected}
+        case Note():
+            return "note", {"text": event.text}
         case ThinkDelta() | AnswerDelta() | Started() | PromptProgress() | Done():
             return None
         case _:
@@ -124,7 +126,7 @@ class PlainView:
             case Started() | PromptProgress():
                 if not self._is_quiet:
                     show_reading(self._terminal, event)
-            case Done():
+            case Note() | Done():
                 pass
             case _:
                 assert_never(event)

@@ -24,6 +24,7 @@ from slm_local.generation import (
     GenerationRequest,
     LoadSettings,
     ModelFacts,
+    Note,
     Piece,
     Prompt,
     PromptProgress,
@@ -130,6 +131,8 @@ class Driver:
             request_id, turn = found
             if isinstance(update, PromptProgress):
                 turn.handle = update.handle
+                events.append((request_id, replace(update, handle=None)))
+            elif isinstance(update, Note):
                 events.append((request_id, replace(update, handle=None)))
             else:
                 events += self._take(request_id, turn, update)

@@ -192,12 +192,14 @@ def _reasons(case: Case, rated: Rated, all_rated: Sequence[Rated], threads_reaso
     way, spec = rated.way, case.spec
     if way.backend == "scripted":
         return ["scripted: plays a file, for tests", rated.context_reason, threads_reason]
+    gives_way = way.backend == "llamacpp" and _threads(case)[0] > 1
     return [
         route_reason(case, rated, all_rated),
         variant_reason(spec, way.variant, case.settings, way.backend),
         *([download_reason(way.variant, case.hardware)] if way.variant.path is None else []),
         rated.context_reason,
         *([threads_reason] if way.kind == "cpu" else []),
+        *(["fewer threads decode while other programs take cores"] if gives_way else []),
         memory_reason(way.variant, rated.fit),
         speed_reason(spec, rated.fit, way, rated.measurement),
     ]

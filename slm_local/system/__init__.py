@@ -19,6 +19,7 @@ from slm_local.system.ending import LEAVE_LIMIT_S, ToldToEnd, told_to_end, unwin
 from slm_local.system.energy import EnergyCounter, EnergyReading, read_energy
 from slm_local.system.files import lock_down_file
 from slm_local.system.keys import TypedLine, TypedLines, can_type_lines, signalled
+from slm_local.system.load import FreeCores
 from slm_local.system.memory import (
     Program,
     available_memory_bytes,
@@ -54,6 +55,7 @@ __all__ = [
     "Accelerator",
     "EnergyCounter",
     "EnergyReading",
+    "FreeCores",
     "Power",
     "Program",
     "SpawnOptions",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Literal, assert_never
 
-from slm_local.generation import AnswerDelta, Done, PromptProgress, Reply, Started, StreamEvent, ThinkDelta
+from slm_local.generation import AnswerDelta, Done, Note, PromptProgress, Reply, Started, StreamEvent, ThinkDelta
 from slm_local.metrics import telling_tps
 
 Phase = Literal["waiting", "reading", "thinking", "answering", "ended"]
 
 MIN_RATE_S = 0.5
 """A rate over less time says nothing."""
+
+NOTE_S = 8.0
+"""How long it is shown what the engine decided."""
 
 
 class ReplyMeter:
@@ -29,6 +32,7 @@ class ReplyMeter:
         self._think_begun_s: float | None = None
         self._think_until_s = begun_s
         self._rate: float | None = None
+        self._note, self._noted_s = "", begun_s
 
     @property
     def has_thought(self) -> bool:
@@ -65,6 +69,8 @@ class ReplyMeter:
                 self.started = event
             case PromptProgress():
                 self._read = event.done_tokens / event.total_tokens if event.total_tokens else 1.0
+            case Note():
+                self._note, self._noted_s = event.text, at_s
             case ThinkDelta():
                 self.phase = "thinking"
                 if self._think_begun_s is None:
@@ -104,6 +110,10 @@ class ReplyMeter:
                 return "idle"
             case _:
                 assert_never(self.phase)
+
+    def note(self, now_s: float) -> str:
+        """Return what the engine decided a moment ago, empty where it did nothing of the kind."""
+        return self._note if now_s - self._noted_s < NOTE_S else ""
 
     def line(self, now_s: float) -> str:
         """Return what is going on, and how fast."""

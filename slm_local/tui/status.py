@@ -32,6 +32,8 @@ class StatusFacts:
     state: str = ""
     hint: str = ""
     """What can be done about it."""
+    note: str = ""
+    """What the engine decided a moment ago."""
 
 
 class StatusLine(Static):
@@ -63,7 +65,15 @@ class StatusLine(Static):
         state, short = " · ".join(filter(None, (one_line(facts.state), facts.hint))), one_line(facts.state)
         gauge, count = _gauge(facts.used_tokens, facts.context_tokens)
         model, engine = one_line(facts.model, 40), one_line(facts.engine, 30)
+        note = one_line(facts.note)
+        with_note = (
+            (model, engine, f"{gauge} {count}".strip(), speed, facts.thinks, state, note),
+            (model, count, speed, state, note),
+            (speed, state, note),
+            (short, note),
+        )
         for parts in (
+            *(with_note if note else ()),
             (model, engine, f"{gauge} {count}".strip(), speed, facts.thinks, state),
             (model, f"{gauge} {count}".strip(), speed, facts.thinks, state),
             (model, count, speed, facts.thinks, state),
@@ -81,7 +91,7 @@ class StatusLine(Static):
 
 
 def status_facts(
-    reference: str, session: ChatSession | None, meter: ReplyMeter | None, state: str, hint: str = ""
+    reference: str, session: ChatSession | None, meter: ReplyMeter | None, state: str, hint: str = "", note: str = ""
 ) -> StatusFacts:
     """Return what the line shows of a conversation; `meter` counts its newest reply."""
     if session is None:
@@ -96,6 +106,7 @@ def status_facts(
         thinks="" if word == "auto" else f"think {word}",
         state=state,
         hint=hint,
+        note=note,
     )
 
 

@@ -19,6 +19,7 @@ from slm_local.backends.llamacpp.library import AbortFlag, bindings, quiet_log
 from slm_local.backends.llamacpp.prefill import ChunkTuner
 from slm_local.backends.llamacpp.sampling import sampler_chain
 from slm_local.backends.llamacpp.sequences import KvCache, Slot
+from slm_local.backends.llamacpp.threads import ThreadControl
 from slm_local.backends.llamacpp.vocabulary import TokenText, Vocabulary
 from slm_local.errors import DoesNotFit, Interrupted, ModelBroken, SlmError, UsageError
 from slm_local.generation import (
@@ -26,6 +27,7 @@ from slm_local.generation import (
     Handle,
     LoadSettings,
     ModelFacts,
+    Note,
     Piece,
     PieceEnd,
     Prompt,
@@ -33,6 +35,7 @@ from slm_local.generation import (
     Sampling,
     Update,
 )
+from slm_local.system import FreeCores
 
 PLACES, FORKS = 16, 8
 """Requests at once, and beyond them sequences that go on from others, so that a request admitted always finds a slot.
@@ -65,11 +68,13 @@ class LlamaCppBackend:
         self.sample_s = 0.0
         self.decoded_tokens = 0
         """Tokens put into the KV cache by decodes that finished; one that is computed twice counts twice."""
+        self._threads_set = 0
 
     # ---- loading
 
     def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
         """Load a GGUF file. Errors: `EngineMissing`, `ModelBroken`, `DoesNotFit`, `Interrupted`."""
+        self._free_cores = FreeCores()
         self._lib = lib = bindings()
         quiet_log(lib)
         lib.llama_backend_init()
@@ -82,6 +87,7 @@ class LlamaCppBackend:
         self._batch_rows = max(settings.batch_tokens, 2 * self._slots)
         self._context = self._open_context(settings)
         self._batch = self._make_batch()
+        self._threads = ThreadControl(settings.threads)
         self._chunks = ChunkTuner(settings.batch_tokens)
         self._context_tokens = min(settings.context_tokens, int(lib.llama_n_ctx(self._context)))
         self._cache = KvCache(
@@ -273,6 +279,7 @@ class LlamaCppBackend:
             return updates
         updates += self._settle(live)
         rows = self._fill(live)
+        self._set_threads()
         begun = time.perf_counter()
         status = self._lib.llama_decode(self._context, self._batch)
         spent = time.perf_counter() - begun
@@ -281,7 +288,7 @@ class LlamaCppBackend:
             self.decoded_tokens += self._batch.n_tokens
             if len(rows) == 1 and rows[0][1] > 1:
                 self._chunks.record(rows[0][1], spent)
-            return updates + self._harvest(rows)
+            return updates + self._paced(rows, spent) + self._harvest(rows)
         self._restore(rows)
         if status == DECODE_NO_ROOM:
             return updates + self._out_of_room(live)
@@ -302,6 +309,24 @@ class LlamaCppBackend:
     def _progress(self, slot: Slot) -> PromptProgress:
         done = slot.prompt_tokens - slot.prompt_left
         return PromptProgress(handle=slot.handle, done_tokens=done, total_tokens=slot.prompt_tokens)
+
+    def _set_threads(self) -> None:
+        """Have the batch decoded by as many threads as are fastest now."""
+        threads = self._threads.threads_for(self._batch.n_tokens)
+        if threads != self._threads_set:
+            self._threads_set = threads
+            self._lib.llama_set_n_threads(self._context, threads, threads)
+
+    def _paced(self, rows: list[tuple[Slot, int, int]], spent_s: float) -> list[Update]:
+        """Tell the control of the threads how long a step took; return what it decided, for whoever watches."""
+        text = self._threads.record(
+            rows=self._batch.n_tokens,
+            cells=sum(len(slot.cells) + taken for slot, taken, _ in rows),
+            seconds=spent_s,
+            now_s=time.monotonic(),
+            free_cores=self._free_cores.now(),
+        )
+        return [Note(handle=slot.handle, text=text) for slot, _, _ in rows] if text else []
 
     def _arm(self, control: Control) -> bool:
         """Make a cancel of `control` abort the decode; return False when it is cancelled already."""

@@ -486,14 +486,15 @@ class ChatScreen(Screen[None]):
     def _tell(self) -> None:
         """Bring the status line up to date."""
         meter = self.turns.showing.meter if self.turns.showing is not None else None
-        state, hint = "idle" if self._session is not None else "no model", ""
+        state, hint, note = "idle" if self._session is not None else "no model", "", ""
         if self._opener.is_opening:
             state = self._opener.words
         elif self._exchange is not None and meter is not None:
-            state = "stopping" if self._exchange.is_stopping else meter.words(self._exchange.now_s())
+            now_s = self._exchange.now_s()
+            state, note = "stopping" if self._exchange.is_stopping else meter.words(now_s), meter.note(now_s)
             if not self._exchange.is_stopping and meter.phase == "thinking":
                 hint = "the answer comes" if self._exchange.is_hurried else answer_now_hint(self.session.engine, meter)
-        self.status.tell(status_facts(self.reference, self._session, meter, state, hint))
+        self.status.tell(status_facts(self.reference, self._session, meter, state, hint, note))
 
 
 def _in_app(error: SlmError | None) -> SlmError | None:
