@@ -309,6 +309,18 @@ class Done:
     reply: Reply
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Last word of a preparation: how much of the next prompt's beginning the KV cache holds now."""
+
+    held_tokens: int | None
+    """None where the runtime does not say."""
+    total_tokens: int
+    """0 where nothing is known of the next prompt."""
+    note: str = ""
+    """Why it is not all of it, where something other than a request was in the way."""
+
+
 StreamEvent = Started | PromptProgress | ThinkDelta | AnswerDelta | Done
 
 

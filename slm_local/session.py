@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from slm_local.engine import Engine
+from slm_local.engine import Engine, Warming
 from slm_local.errors import UsageError
 from slm_local.generation import Control, Done, Message, Reply, StreamEvent, Thinking
 from slm_local.store import ChatKind, Exchange, Record, Recorder, Store, facts_of, markdown
@@ -43,6 +43,9 @@ class ChatSession:
         self.last_reply: Reply | None = None
         self.unanswered: str | None = None
         """The prompt said last, where no answer to it was kept; `regenerate` asks it again."""
+        self.warming: Warming | None = None
+        """What is read for the next prompt while nobody waits, or how that ended; None where nothing was."""
+        self._is_chat = kind == "chat"
         self._failed: Record | None = None
         """The record of that prompt."""
         self._turns: list[_Turn] = []
@@ -75,7 +78,10 @@ class ChatSession:
         return self._recorder.notices
 
     def send(self, text: str, control: Control | None = None) -> Iterator[StreamEvent]:
-        """Say something; yield the reply's events. Errors: those of `Engine.stream`."""
+        """Say something; yield the reply's events. Errors: those of `Engine.stream`.
+
+        In a chat, what the next prompt will begin with is prepared once the reply is over.
+        """
         self.unanswered, self._failed = text, None
         request = self.engine.request((*self.messages, Message(role="user", content=text)), think=self.think)
         facts = facts_of(self.engine.plan, request)
@@ -87,6 +93,16 @@ class ChatSession:
                     self._recorder.finish(record)
                     self._answered(text, event.reply, record)
                 yield event
+        if self._is_chat:
+            self.prepare()
+
+    def prepare(self, begins: str = "") -> None:
+        """Have what the next prompt will begin with read while nobody waits; returns at once, and never fails.
+
+        `begins` is what is known of the text that will be said next.
+        """
+        messages = (*self.messages, Message(role="user", content=begins))
+        self.warming = self.engine.prepare(messages, think=self.think) if len(messages) > 1 or begins else None
 
     def regenerate(self, control: Control | None = None) -> Iterator[StreamEvent]:
         """Answer the last prompt anew; the old answer stays when there is no new one. Errors: `UsageError`."""

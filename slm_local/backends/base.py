@@ -29,9 +29,15 @@ class Backend(Protocol):
         """
         ...
 
-    def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """Return the tokens that `add` makes of a prompt. Errors: `UsageError` for ids that the vocabulary lacks."""
+        ...
+
+    def add(self, prompt: Prompt, sampling: Sampling | None) -> Handle:
         """Tokenize a prompt and queue it; compute nothing.
 
+        `sampling` None: the prompt is only read, for a later one that begins alike. After its last `PromptProgress`
+        (there is none where `cached_tokens` is the whole prompt) the sequence is stepped no more, until `remove`.
         Errors: `PromptTooLong` with both counts, `UsageError` for a sampling field the runtime lacks.
         """
         ...

@@ -5,7 +5,8 @@ every other line is one step: `{"text": "...", "ids": [1], "delay": 0.01, "fault
 optional. `end` ends a reply; the next request goes on behind it (also when its reply was cut short before), and the
 script starts over when it is used up. With `times` a step is played so often, `{n}` in its text being the number of the
 time. When something is injected, the reply goes on behind the step that closes its thinking, else behind its end. A
-prompt's tokens, and those of what is injected, are UTF-8 bytes.
+prompt's tokens, and those of what is injected, are UTF-8 bytes; `prefill` of them are read a step, each step after
+`prefill_delay` seconds, both given in the setup.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class _Live:
     prompt: bytes
     read: int = 0
     ended: bool = False
+    is_read_only: bool = False
     injected: list[str] = field(default_factory=list)
 
 
@@ -64,6 +66,7 @@ class ScriptedBackend:
         self._close = ""
         self._live: dict[int, _Live] = {}
         self._last_prompt = b""
+        self._prefill_bytes, self._prefill_delay_s = PREFILL_BYTES_A_STEP, 0.0
         self._handles = 0
 
     def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
@@ -72,6 +75,8 @@ class ScriptedBackend:
         if setup.get("load_fault"):
             _fail(str(setup["load_fault"]), control)
         on_progress(1.0)
+        self._prefill_bytes = int(setup.get("prefill", PREFILL_BYTES_A_STEP))
+        self._prefill_delay_s = float(setup.get("prefill_delay", 0.0))
         self._close = settings.tags.close if settings.tags is not None else ""
         self._context_tokens = min(settings.context_tokens, int(setup.get("context", settings.context_tokens)))
         return ModelFacts(
@@ -88,19 +93,28 @@ class ScriptedBackend:
             capabilities=tuple(sorted(self.capabilities)),
         )
 
-    def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """Return a prompt's bytes."""
+        if prompt.ids is not None:
+            return [token % 256 for token in prompt.ids]
+        return list("".join(run.text for run in prompt.runs).encode())
+
+    def add(self, prompt: Prompt, sampling: Sampling | None) -> Handle:
         """Queue a prompt. Errors: `PromptTooLong`."""
-        del sampling
-        data = bytes(i % 256 for i in prompt.ids) if prompt.ids else "".join(r.text for r in prompt.runs).encode()
+        data = bytes(self.token_ids(prompt))
         if len(data) >= self._context_tokens:
             raise prompt_too_long(len(data), self._context_tokens, self._context_tokens)
-        cached = shared_prefix(data[:-1], self._last_prompt)
+        cached = shared_prefix(data if sampling is None else data[:-1], self._last_prompt)
         if self._next >= len(self._steps):
             self._next = 0
         self._handles += 1
         handle = Handle(id=self._handles, prompt_tokens=len(data), cached_tokens=cached)
-        self._live[handle.id] = _Live(handle=handle, prompt=data, read=cached)
-        self._last_prompt = data
+        is_read = sampling is None and cached == len(data)
+        self._live[handle.id] = _Live(
+            handle=handle, prompt=data, read=cached, ended=is_read, is_read_only=sampling is None
+        )
+        if sampling is not None:
+            self._last_prompt = data
         return handle
 
     def step(self, control: Control) -> list[Update]:
@@ -113,6 +127,7 @@ class ScriptedBackend:
             if update is not None:
                 updates.append(update)
                 live.ended = isinstance(update, Piece) and update.end is not None
+                live.ended |= live.is_read_only and live.read == len(live.prompt)
         return updates
 
     def inject(self, handle: Handle, text: str) -> None:
@@ -130,7 +145,7 @@ class ScriptedBackend:
     def remove(self, handle: Handle) -> None:
         """Forget the sequence, and what is left of its reply if it plays alone."""
         live = self._live.pop(handle.id, None)
-        if live is not None and not live.ended and not self._live:
+        if live is not None and not live.ended and not live.is_read_only and not self._live:
             self._skip()
 
     def _skip(self, text: str = "") -> None:
@@ -157,7 +172,11 @@ class ScriptedBackend:
 
     def _advance(self, live: _Live, control: Control) -> Update | None:
         if live.read < len(live.prompt):
-            live.read = min(len(live.prompt), live.read + PREFILL_BYTES_A_STEP)
+            if not _wait(self._prefill_delay_s, control):
+                return None
+            live.read = min(len(live.prompt), live.read + self._prefill_bytes)
+            if live.is_read_only:
+                self._last_prompt = live.prompt[: live.read]
             return PromptProgress(handle=live.handle, done_tokens=live.read, total_tokens=len(live.prompt))
         if live.injected:
             text = live.injected.pop(0)

@@ -72,6 +72,7 @@ class _Chat:
         self._session = ChatSession(self._engine, store=teller.store, chat=kept.id if kept else None)
         self._greet()
         self._pace = teller.pace(self._engine)
+        self._warm()
 
     def __enter__(self) -> _Chat:
         return self
@@ -81,9 +82,12 @@ class _Chat:
 
     def take(self, entry: str) -> bool:
         """Do what was typed; return whether the chat goes on. An error is told, and the chat goes on."""
+        self._say_warmed()
         try:
             if entry.startswith("/"):
-                return self._command(entry)
+                goes_on = self._command(entry)
+                self._warm()
+                return goes_on
             if entry.strip():
                 self._answer("\n\n".join([*self._files, entry]))
         except SlmError as error:
@@ -91,6 +95,16 @@ class _Chat:
         except KeyboardInterrupt:  # while a model was being opened
             self._terminal.say("stopped", DIM)
         return True
+
+    def _warm(self) -> None:
+        """Have what the next prompt will begin with read while the person types."""
+        self._session.prepare("".join(f"{file}\n\n" for file in self._files))
+
+    def _say_warmed(self) -> None:
+        """Say what was read while the person typed, to those who want to know."""
+        warming = self._session.warming
+        if self._teller.flags.verbose and warming is not None and warming.summary:
+            self._terminal.say(warming.summary, DIM)
 
     def _answer(self, prompt: str) -> None:
         control = Control()

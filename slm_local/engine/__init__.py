@@ -15,6 +15,7 @@ from types import TracebackType
 from slm_local.config import SamplingOverrides, Settings
 from slm_local.engine.choice import Choice, Meaning, choose, mean, ranked
 from slm_local.engine.supply import Confirm, Offer, OnFetch, make_offer, supplied, take
+from slm_local.engine.warming import Warming
 from slm_local.errors import DownloadFailed, SlmError, UsageError
 from slm_local.fit import read_bytes_per_token, share_key
 from slm_local.generation import (
@@ -36,7 +37,7 @@ from slm_local.model import ModelSpec, Plan, SamplingDefaults
 from slm_local.paths import make_folder, paths
 from slm_local.registry import Registry
 from slm_local.selector import does_not_fit
-from slm_local.system import kept_awake, largest_program
+from slm_local.system import is_saving_power, kept_awake, largest_program
 from slm_local.thinking import patient
 from slm_local.worker import Worker
 
@@ -52,6 +53,7 @@ __all__ = [
     "Meaning",
     "Offer",
     "OnFetch",
+    "Warming",
     "choose",
     "make_offer",
     "mean",
@@ -115,6 +117,7 @@ class Engine:
         self._compiles = False
         """Whether the load under way compiles the model for its device, which may take minutes once."""
         self._worker: Worker | None = None
+        self._warming: Warming | None = None
         self._unreported_load_s = 0.0
 
     @property
@@ -209,6 +212,21 @@ class Engine:
                         self._remember_speed(event.reply)
                 yield event
 
+    def prepare(self, messages: Sequence[Message], *, think: Thinking | None = None) -> Warming | None:
+        """Have what the next prompt will begin with read into the KV cache; returns at once.
+
+        The last of the messages is the next prompt as far as it is known; its content may be empty. Any request ends
+        it at once, and finds what was read by then. None: it is not wanted, or no child runs.
+        """
+        worker = self._worker
+        if not self.settings.warm or worker is None or not worker.is_alive:
+            return None
+        if self._warming is not None:
+            self._warming.stop()
+        request = self.request(messages, think=think)
+        self._warming = Warming(lambda control: worker.prepare(request, control), is_saving_power)
+        return self._warming
+
     def reply(self, request: GenerationRequest | str, control: Control | None = None) -> Reply:
         """Generate and return the whole reply. Errors: as `stream`."""
         for event in self.stream(request, control):
@@ -217,7 +235,10 @@ class Engine:
         raise SlmError("the stream ended without its last event")
 
     def close(self) -> None:
-        """End the child process."""
+        """End the child process; what it prepares ends first."""
+        if self._warming is not None:
+            self._warming.stop()
+            self._warming = None
         if self._worker is not None:
             self._worker.close()
             self._worker = None

@@ -46,6 +46,7 @@ from slm_local.system.processor import (
     efficiency_cores,
     physical_cores,
 )
+from slm_local.system.saving import is_saving_power
 
 __all__ = [
     "DRIVER_LIBRARIES",
@@ -73,6 +74,7 @@ __all__ = [
     "efficiency_cores",
     "has_npu_firmware",
     "ignore_interrupts",
+    "is_saving_power",
     "kept_awake",
     "kill_tree",
     "largest_program",

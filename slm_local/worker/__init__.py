@@ -25,6 +25,7 @@ from slm_local.generation import (
     GenerationRequest,
     LoadSettings,
     ModelFacts,
+    Prepared,
     PromptProgress,
     Started,
     StreamEvent,
@@ -147,6 +148,39 @@ class Worker:
                 yield event
                 if isinstance(event, Done):
                     return
+
+    def prepare(self, request: GenerationRequest, control: Control) -> Iterator[PromptProgress | Prepared]:
+        """Have the child read what the next prompt will begin with; yield how far it is, `Prepared` last.
+
+        Any later request ends it at once, as `control` does. It ends without `Prepared` where the child is gone, which
+        is told to whoever asks it for something. Errors: the child's own.
+        """
+        request_id = next(self._ids)
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._inboxes[request_id] = inbox
+        control.on_cancel(lambda: inbox.put(_CANCEL))
+        try:
+            self._send({"op": "prepare", "id": request_id, "request": request})
+            while (message := self._news(inbox)) is not _ENDED:
+                if message is _CANCEL:
+                    self._send({"op": "cancel", "id": request_id})
+                    continue
+                if message["op"] == "failed":
+                    raise error_of(_expect(FailureRecord, message["record"]))
+                yield message["event"]
+                if isinstance(message["event"], Prepared):
+                    return
+        finally:
+            self._inboxes.pop(request_id, None)
+
+    def _news(self, inbox: queue.SimpleQueue[Any]) -> Any:
+        """Wait for the next message; `_ENDED` where none can come."""
+        while True:
+            try:
+                return inbox.get(timeout=LIVENESS_POLL_S)
+            except queue.Empty:
+                if not self.is_alive:
+                    return _ENDED
 
     def close(self) -> None:
         """End the child: by asking, else by killing it with its group."""

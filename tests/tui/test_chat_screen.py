@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -343,3 +344,15 @@ def test_the_line_says_how_much_of_its_limit_was_thought_and_which_key_ends_it(d
         assert "thinking · up to 200 tokens" in str(screen.thinking.border_title)
 
     play(desk(*rows, flags={"think": "200"}), scene)
+
+
+def test_the_status_says_that_the_next_prompt_is_being_prepared(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen)
+        await until(pilot, lambda: re.search(r"warming \d+ %", shown(pilot.app)))
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: screen.status.facts.state == "idle")
+
+    setup = {"prefill": 20, "prefill_delay": 0.05}
+    play(desk({"text": "A long answer. " * 200}, {"end": "stop"}, setup=setup), scene)

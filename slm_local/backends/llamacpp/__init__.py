@@ -154,26 +154,29 @@ class LlamaCppBackend:
 
     # ---- sequences
 
-    def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
+    def add(self, prompt: Prompt, sampling: Sampling | None) -> Handle:
         """Queue a prompt on the slot whose KV cache shares most with it. Errors: `PromptTooLong`, `UsageError`."""
-        ids = self._tokens(prompt)
+        ids = self.token_ids(prompt)
         if not ids:
             raise UsageError("the prompt has no tokens", hint="give a prompt")
         if len(ids) >= self._context_tokens:
             longest = int(self._lib.llama_model_n_ctx_train(self._model))
             raise prompt_too_long(len(ids), self._context_tokens, longest)
-        slot, kept = self._cache.take(ids)
+        whole = self._cache.idle_with(ids) if sampling is None else None
+        slot, kept = (whole, len(ids)) if whole is not None else self._cache.take(ids)
         self._handles += 1
         slot.handle = Handle(id=self._handles, prompt_tokens=len(ids), cached_tokens=kept)
         slot.queue = ids[kept:]
         slot.prompt_left, slot.prompt_tokens = len(slot.queue), len(ids)
-        slot.chain = sampler_chain(self._lib, sampling, self._vocabulary.size, ids)
+        slot.is_read_only = sampling is None
+        slot.chain = None if sampling is None else sampler_chain(self._lib, sampling, self._vocabulary.size, ids)
         slot.text = TokenText()
-        slot.injected, slot.has_ended = [], False
+        slot.injected, slot.has_ended = [], whole is not None
         self._by_handle[slot.handle.id] = slot
         return slot.handle
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """Return the tokens that `add` makes of a prompt. Errors: `UsageError` for ids that the vocabulary lacks."""
         if prompt.ids is not None:
             bad = [token for token in prompt.ids if not 0 <= token < self._vocabulary.size]
             if bad:
@@ -207,7 +210,8 @@ class LlamaCppBackend:
         slot = self._by_handle.pop(handle.id, None)
         if slot is None:
             return
-        self._lib.llama_sampler_free(slot.chain)
+        if slot.chain is not None:
+            self._lib.llama_sampler_free(slot.chain)
         slot.handle = slot.chain = None
         slot.queue = []
         slot.prompt_left = 0
@@ -271,7 +275,7 @@ class LlamaCppBackend:
                 break
             self._write(slot, take, count)
             count += take
-            rows.append((slot, take, count - 1 if take == waiting else -1))
+            rows.append((slot, take, count - 1 if take == waiting and not slot.is_read_only else -1))
         self._batch.n_tokens = count
         return rows
 
@@ -282,7 +286,7 @@ class LlamaCppBackend:
             batch.pos[row + index] = position + index
             batch.seq_id[row + index][0] = slot.sequence
             batch.logits[row + index] = 0
-        if take == len(slot.queue):
+        if take == len(slot.queue) and not slot.is_read_only:
             batch.logits[row + take - 1] = 1
 
     def _harvest(self, rows: list[tuple[Slot, int, int]]) -> list[Update]:
@@ -294,6 +298,7 @@ class LlamaCppBackend:
                 slot.prompt_left = max(0, slot.prompt_left - taken)
                 done = slot.prompt_tokens - slot.prompt_left
                 updates.append(PromptProgress(handle=slot.handle, done_tokens=done, total_tokens=slot.prompt_tokens))
+            slot.has_ended = slot.is_read_only and not slot.queue
             if row >= 0:
                 updates += slot.injected
                 slot.injected = []

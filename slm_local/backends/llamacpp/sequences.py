@@ -26,6 +26,8 @@ class Slot:
     text: TokenText = field(default_factory=TokenText)
     injected: list[Piece] = field(default_factory=list)
     """What an injection will show once its tokens, the last of `queue`, are decoded."""
+    is_read_only: bool = False
+    """Whether its prompt is read for a later one, and nothing sampled."""
     has_ended: bool = False
     """Whether the sequence came to an end and waits to be removed, or continued by an injection."""
     last_used: int = 0
@@ -63,6 +65,14 @@ class KvCache:
         slot.last_used = self._clock
         self.make_room(len(prompt) - keep, spare=slot)
         return slot, keep
+
+    def idle_with(self, prompt: Sequence[int]) -> Slot | None:
+        """Return the idle slot that holds exactly a prompt, None where none does."""
+        slot = next((slot for slot in self.slots if slot.handle is None and slot.cells == prompt), None)
+        if slot is not None:
+            self._clock += 1
+            slot.last_used = self._clock
+        return slot
 
     def cut(self, slot: Slot, keep: int) -> int:
         """Cut a slot's cells back to `keep` tokens; return how many are really left: all of them or none."""
