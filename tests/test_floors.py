@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("selector", "driver"),
     ("worker",),
     ("engine", "convert"),
-    ("pump", "forecast", "notes", "markdown", "session", "bench", "compare"),
+    ("pump", "forecast", "notes", "markdown", "resuming", "session", "bench", "compare"),
     ("tui",),
     ("cli",),
 )

@@ -326,7 +326,7 @@ def preparing(*events: PromptProgress | Prepared, error: SlmError | None = None)
 
 
 def test_an_error_of_the_engine_is_only_noted() -> None:
-    warming = Warming(preparing(error=SlmError("it failed")), lambda: False)
+    warming = Warming(preparing(error=SlmError("it failed")), lambda: "")
     assert warming.wait(20)
     assert (warming.summary, warming.words) == ("not warmed: it failed", "")
 
@@ -339,7 +339,7 @@ def test_the_words_say_how_far_it_is_once_it_takes_a_while(monkeypatch: pytest.M
         reached.set()
         goes_on.wait(20)
 
-    warming = Warming(slowly, lambda: False)
+    warming = Warming(slowly, lambda: "")
     reached.wait(20)
     monkeypatch.setattr("slm_local.engine.warming.SHOWN_AFTER_S", 0.0)
     assert warming.words == "warming 43 %"
@@ -362,7 +362,7 @@ def test_the_plain_chat_says_what_it_read_to_those_who_ask(
 ) -> None:
     monkeypatch.setattr("slm_local.engine.Warming", Awaited)
     model = f"scripted:{script({'text': 'yes'}, {'end': 'stop'})}"
-    for flags, count in (((), 0), (("-v",), 2)):
+    for flags, count in (((), 0), (("-v",), 3)):
         result = slm("chat", model, "--plain", *flags, stdin=b"one\ntwo\nthree\n")
         assert result.out == "yes\nyes\nyes\n"
         assert result.err.count("tokens are held, read in") == count

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from slm_local.errors import PromptTooLong
-from slm_local.generation import Control, Handle, LoadSettings, ModelFacts, Prompt, Sampling, Update
+from slm_local.generation import (
+    Control,
+    Handle,
+    LoadSettings,
+    ModelFacts,
+    Prompt,
+    Sampling,
+    StateMoved,
+    Update,
+)
 
 
 class Backend(Protocol):
@@ -70,6 +80,25 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """What a backend with the capability "state" can do besides."""
+
+    def save_state(self, ids: Sequence[int], path: Path, model: str, most_bytes: int) -> StateMoved:
+        """Write the state of the longest beginning of `ids` that an idle sequence holds to a file; blocks.
+
+        `model` tells the model's file from any other. What the sequence holds beyond that is dropped.
+        """
+        ...
+
+    def restore_state(self, path: Path, model: str) -> StateMoved:
+        """Read a state into an idle sequence, for a prompt that begins alike; blocks.
+
+        What is not of this model, loaded in this way, or is damaged is refused before native code sees it.
+        """
         ...
 
 

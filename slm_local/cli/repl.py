@@ -73,12 +73,19 @@ class _Chat:
         self._greet()
         self._pace = teller.pace(self._engine)
         self._warm()
+        self._first_warming = self._session.warming
+        """What a kept state was restored for, if one was."""
 
     def __enter__(self) -> _Chat:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self._engine.close()
+        try:
+            self._say_warmed()
+            if failure[0] is None:
+                self._teller.keep(self._session)
+        finally:
+            self._engine.close()
 
     def take(self, entry: str) -> bool:
         """Do what was typed; return whether the chat goes on. An error is told, and the chat goes on."""
@@ -102,9 +109,11 @@ class _Chat:
 
     def _say_warmed(self) -> None:
         """Say what was read while the person typed, to those who want to know."""
-        warming = self._session.warming
-        if self._teller.flags.verbose and warming is not None and warming.summary:
-            self._terminal.say(warming.summary, DIM)
+        first, newest = self._first_warming, self._session.warming
+        if self._teller.flags.verbose:
+            lines = (first.take_resumed() if first is not None else "", newest.summary if newest is not None else "")
+            for line in filter(None, lines):
+                self._terminal.say(line, DIM)
 
     def _answer(self, prompt: str) -> None:
         control = Control()
@@ -192,6 +201,7 @@ class _Chat:
             self._terminal.say(self._reference)
             return
         self._teller.registry.resolve(reference)
+        self._teller.keep(self._session)
         self._engine.close()  # two models at once may not fit; if the new one fails, this one starts again when asked
         engine = self._teller.open(reference)
         for name, value in self._changes.items():
@@ -207,6 +217,7 @@ class _Chat:
         self._terminal.say(f"dropped {_messages(dropped)}; left: {len(self._session.messages)}", DIM)
 
     def _clear(self, _: str) -> None:
+        self._teller.keep(self._session)
         self._session.clear()
         self._terminal.say("the conversation is empty", DIM)
 

@@ -9,7 +9,7 @@ import typer
 from slm_local.cli.answering import Form, Teller, registry_here, subject_of
 from slm_local.cli.keeping import Kept, kept_chat, opened_store
 from slm_local.cli.options import SHOWN, ChatFlags, takes
-from slm_local.cli.prompt import joined_prompt, split_model
+from slm_local.cli.prompt import file_text, joined_prompt, split_model
 from slm_local.cli.render import Terminal
 from slm_local.cli.views import Subject, nothing_yet, reply_object
 from slm_local.errors import Interrupted, SlmError, UsageError
@@ -72,23 +72,29 @@ class _Run:
             self.subject = Subject(model=reference, prompt=" ".join(words))
             registry.resolve(reference)
             teller = Teller(terminal=self._terminal, flags=flags, registry=registry, form=self._form, store=store)
-            prompt = joined_prompt(self._terminal, words, flags.file or [])
+            files = [file_text(path) for path in flags.file or []]
+            prompt = joined_prompt(self._terminal, words, files)
             if prompt is None:
                 return self._chat(teller, reference, kept)
-            return self._answer(teller, reference, prompt, kept)
+            begins = "".join(f"{file}\n\n" for file in files if file.strip())
+            return self._answer(teller, reference, prompt, kept, begins)
 
-    def _answer(self, teller: Teller, reference: str, prompt: str, kept: Kept | None) -> int:
+    def _answer(self, teller: Teller, reference: str, prompt: str, kept: Kept | None, begins: str) -> int:
         self.subject = Subject(model=reference, prompt=prompt)
         control = Control()
         with signalled(control.end_thinking), teller.open(reference) as engine:
             self.subject = subject_of(engine, prompt)
-            session = ChatSession(engine, store=teller.store, kind="run", chat=kept.id if kept else None)
+            number = kept.id if kept else None
+            session = ChatSession(engine, store=teller.store, kind="run", chat=number, begins=begins)
             events = session.send(prompt, control)
             pace = teller.pace(engine)
             self.has_written = True
             outcome = teller.show(engine, events, control, self.subject, pace)
             teller.say_unkept(session)
             teller.say_unused(outcome)
+            teller.say_restored(session, outcome.reply)
+            if outcome.error is None and not outcome.was_interrupted:
+                teller.keep(session)
         if outcome.error is not None:
             raise outcome.error
         return 130 if outcome.was_interrupted else 0

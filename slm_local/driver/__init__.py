@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from slm_local.backends.base import Backend
 from slm_local.driver.rules import Rules, rules_of
+from slm_local.driver.states import moved_state
 from slm_local.driver.stops import StopText
 from slm_local.driver.turn import Turn
 from slm_local.driver.warming import Warming, common_start
@@ -29,6 +30,8 @@ from slm_local.generation import (
     Prompt,
     PromptProgress,
     Started,
+    StateMoved,
+    StateOrder,
     StreamEvent,
     ThinkControl,
 )
@@ -38,7 +41,7 @@ from slm_local.template import ChatTemplate, prompt_for
 
 __all__ = ["Driver", "DriverEvent", "StopText"]
 
-DriverEvent = StreamEvent | Prepared | SlmError
+DriverEvent = StreamEvent | Prepared | StateMoved | SlmError
 """What a step yields for a request: an event, or the error that ended it."""
 
 
@@ -121,6 +124,16 @@ class Driver:
         self._warming = Warming(request_id=request_id, handle=handle, held_tokens=handle.cached_tokens)
         return events + (self._end_warming() if self._warming.is_whole else [])
 
+    def move_state(self, request_id: int, order: StateOrder) -> list[tuple[int, DriverEvent]]:
+        """Save or restore a KV state; blocks. What is being prepared ends first."""
+        self._makes_way = False
+        events = self._end_warming()
+        try:
+            moved = moved_state(self._backend, order, lambda: self._common_start(order.request))
+        except SlmError as error:
+            moved = StateMoved(tokens=0, note=error.message)
+        return [*events, (request_id, moved)]
+
     def make_way(self) -> None:
         """End what is being prepared, from any thread: a request is on its way. A decode under way is aborted."""
         self._makes_way = True
@@ -192,8 +205,8 @@ class Driver:
         tags, facts = self._rules.tags, self._rules.facts
         return prompt_for(self._template, request.messages, request.think, self._think, tags, adds_bos=facts.adds_bos)
 
-    def _common_start(self, request: GenerationRequest) -> tuple[int, ...]:
-        if self._turns or self._waiting or "rereads" in self._backend.capabilities:
+    def _common_start(self, request: GenerationRequest | None) -> tuple[int, ...]:
+        if request is None or self._turns or self._waiting or "rereads" in self._backend.capabilities:
             return ()
         return common_start(
             request, lambda each: self._backend.token_ids(self._prompt(each)), lambda: not self._makes_way
@@ -212,7 +225,13 @@ class Driver:
         warming, self._warming = self._warming, None
         self._backend.remove(warming.handle)
         total = warming.handle.prompt_tokens or 0
-        return [(warming.request_id, Prepared(held_tokens=warming.held_tokens, total_tokens=total, note=note))]
+        over = Prepared(
+            held_tokens=warming.held_tokens,
+            total_tokens=total,
+            cached_tokens=warming.handle.cached_tokens,
+            note=note,
+        )
+        return [(warming.request_id, over)]
 
     def _admit(self, request_id: int, request: GenerationRequest, prompt: Prompt) -> Started:
         assert self._rules is not None
@@ -300,5 +319,5 @@ def _events_or_error(events: list[tuple[int, DriverEvent]]) -> Iterator[StreamEv
     for _, event in events:
         if isinstance(event, SlmError):
             raise event
-        if not isinstance(event, Prepared):
+        if not isinstance(event, Prepared | StateMoved):
             yield event

@@ -14,6 +14,7 @@ from types import TracebackType
 
 from slm_local.config import SamplingOverrides, Settings
 from slm_local.engine.choice import Choice, Meaning, choose, mean, ranked
+from slm_local.engine.identity import file_identity
 from slm_local.engine.supply import Confirm, Offer, OnFetch, make_offer, supplied, take
 from slm_local.engine.warming import Warming
 from slm_local.errors import DownloadFailed, SlmError, UsageError
@@ -27,6 +28,8 @@ from slm_local.generation import (
     ModelFacts,
     Reply,
     Sampling,
+    StateMoved,
+    StateOrder,
     StreamEvent,
     Thinking,
 )
@@ -212,20 +215,85 @@ class Engine:
                         self._remember_speed(event.reply)
                 yield event
 
-    def prepare(self, messages: Sequence[Message], *, think: Thinking | None = None) -> Warming | None:
+    def prepare(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: Thinking | None = None,
+        restore: Callable[[], StateMoved] | None = None,
+    ) -> Warming | None:
         """Have what the next prompt will begin with read into the KV cache; returns at once.
 
         The last of the messages is the next prompt as far as it is known; its content may be empty. Any request ends
-        it at once, and finds what was read by then. None: it is not wanted, or no child runs.
+        it at once, and finds what was read by then. `restore` is called first, in its thread. None: it is not wanted,
+        or no child runs.
         """
         worker = self._worker
-        if not self.settings.warm or worker is None or not worker.is_alive:
+        if worker is None or not worker.is_alive or not (self.settings.warm or restore):
             return None
         if self._warming is not None:
             self._warming.stop()
         request = self.request(messages, think=think)
-        self._warming = Warming(lambda control: worker.prepare(request, control), is_saving_power)
+        self._warming = Warming(lambda control: worker.prepare(request, control), self._unwanted, restore)
         return self._warming
+
+    def _unwanted(self) -> str:
+        if not self.settings.warm:
+            return "warm = false"
+        return "the machine saves power" if is_saving_power() else ""
+
+    @property
+    def keeps_states(self) -> bool:
+        """Return whether `save_state` and `restore_state` can do anything."""
+        return self._facts is not None and "state" in self._facts.capabilities
+
+    def save_state(
+        self,
+        path: Path,
+        messages: Sequence[Message],
+        *,
+        think: Thinking | None,
+        least_tokens: int,
+        most_bytes: int,
+        on_wait: Callable[[float], None],
+    ) -> StateMoved:
+        """Write to a file what the KV cache holds of the beginning that `prepare` reads for these messages; blocks.
+
+        What can't be done is a note. On Ctrl-C the child is killed.
+        """
+        request = self.request(messages, think=think)
+        try:
+            order = StateOrder(
+                path=str(path),
+                model=self._identity(),
+                request=request,
+                least_tokens=least_tokens,
+                most_bytes=most_bytes,
+            )
+            return self._move_state(order, on_wait)
+        except OSError as error:
+            return StateMoved(tokens=0, note=str(error))
+        except KeyboardInterrupt:
+            if self._worker is not None:
+                self._worker.kill()
+            raise
+
+    def restore_state(self, path: Path) -> StateMoved:
+        """Read a file that `save_state` wrote into the KV cache; blocks. What can't be done is a note."""
+        try:
+            return self._move_state(StateOrder(path=str(path), model=self._identity()), lambda waited_s: None)
+        except OSError as error:
+            return StateMoved(tokens=0, note=str(error))
+
+    def _move_state(self, order: StateOrder, on_wait: Callable[[float], None]) -> StateMoved:
+        worker = self._worker
+        if worker is None or not worker.is_alive:
+            return StateMoved(tokens=0, note="the engine is gone")
+        return worker.move_state(order, on_wait)
+
+    def _identity(self) -> str:
+        assert self.plan.variant.path is not None
+        return file_identity(Path(self.plan.variant.path))
 
     def reply(self, request: GenerationRequest | str, control: Control | None = None) -> Reply:
         """Generate and return the whole reply. Errors: as `stream`."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from slm_local.errors import SlmError
-from slm_local.generation import Control, Prepared, PromptProgress
+from slm_local.generation import Control, Prepared, PromptProgress, StateMoved
 
 SHOWN_AFTER_S = 0.3
 """What is over sooner is not worth a word on a screen."""
@@ -18,8 +18,10 @@ Preparing = Callable[[Control], Iterator[PromptProgress | Prepared]]
 class Warming:
     """A preparation under way, or how it ended. It starts at once and never raises."""
 
-    def __init__(self, prepare: Preparing, is_unwanted: Callable[[], bool]) -> None:
-        """Begin, unless `is_unwanted` says otherwise; both are called in the thread."""
+    def __init__(
+        self, prepare: Preparing, unwanted: Callable[[], str], restore: Callable[[], StateMoved] | None = None
+    ) -> None:
+        """Begin with `restore`; go on unless `unwanted` gives a reason not to. All are called in the thread."""
         self._control = Control()
         self._over = threading.Event()
         self._begun_s = time.monotonic()
@@ -29,7 +31,9 @@ class Warming:
         """How long it took, once it is over."""
         self.note = ""
         """Why it ended early, where not by a request."""
-        arguments = (prepare, is_unwanted)
+        self._restored: StateMoved | None = None
+        self._prepared: Prepared | None = None
+        arguments = (prepare, unwanted, restore)
         threading.Thread(target=self._run, args=arguments, name="warming", daemon=True).start()
 
     @property
@@ -44,6 +48,19 @@ class Warming:
             return ""
         done, total = self._progress.done_tokens, self._progress.total_tokens
         return f"warming {100 * done // total} %" if total else "warming"
+
+    def take_resumed(self) -> str:
+        """Return, once, what came of a kept state, when it is over; empty where there was none."""
+        moved = self._restored
+        if moved is None or not self.is_over:
+            return ""
+        self._restored = None
+        if not moved.tokens:
+            return f"the kept state was not used, {moved.note}: the chat is read again"
+        prepared = self._prepared
+        if prepared is None or prepared.cached_tokens is None:
+            return f"restored, {moved.tokens:,} tokens"
+        return f"restored, {prepared.total_tokens - prepared.cached_tokens:,} tokens read again"
 
     @property
     def summary(self) -> str:
@@ -63,11 +80,12 @@ class Warming:
         """Wait until it is over; return whether it is."""
         return self._over.wait(timeout_s)
 
-    def _run(self, prepare: Preparing, is_unwanted: Callable[[], bool]) -> None:
+    def _run(self, prepare: Preparing, unwanted: Callable[[], str], restore: Callable[[], StateMoved] | None) -> None:
         try:
-            if is_unwanted():
-                self.note = "the machine saves power"
-            elif not self._control.cancelled:
+            if restore is not None:
+                self._restored = restore()
+            self.note = unwanted()
+            if not self.note and not self._control.cancelled:
                 self._follow(prepare)
         except SlmError as error:
             self.note = error.message
@@ -78,6 +96,6 @@ class Warming:
     def _follow(self, prepare: Preparing) -> None:
         for event in prepare(self._control):
             if isinstance(event, Prepared):
-                self.note = event.note
+                self._prepared, self.note = event, event.note
             else:
                 self._has_read, self._progress = True, event

@@ -28,6 +28,8 @@ from slm_local.generation import (
     Prepared,
     PromptProgress,
     Started,
+    StateMoved,
+    StateOrder,
     StreamEvent,
 )
 from slm_local.system import describe_exit, kill_tree, lock_down_file, spawn_options, without_secrets
@@ -170,6 +172,32 @@ class Worker:
                 yield message["event"]
                 if isinstance(message["event"], Prepared):
                     return
+        finally:
+            self._inboxes.pop(request_id, None)
+
+    def move_state(self, order: StateOrder, on_wait: Callable[[float], None] = lambda waited_s: None) -> StateMoved:
+        """Have the child save or restore a KV state; blocks. `on_wait` gets the seconds waited, ten times a second.
+
+        What went wrong is a note. Torn out of it, as by Ctrl-C, it leaves a child that is still at it: to be killed.
+        """
+        request_id, begun = next(self._ids), time.monotonic()
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._inboxes[request_id] = inbox
+        try:
+            self._send({"op": "state", "id": request_id, "order": order})
+            while True:
+                try:
+                    message = inbox.get(timeout=0.1)
+                except queue.Empty:
+                    if not self.is_alive:
+                        return StateMoved(tokens=0, note="the engine is gone")
+                    on_wait(time.monotonic() - begun)
+                    continue
+                if message is _ENDED:
+                    return StateMoved(tokens=0, note="the engine is gone")
+                if message["op"] == "failed":
+                    return StateMoved(tokens=0, note=_expect(FailureRecord, message["record"]).message)
+                return _expect(StateMoved, message["event"])
         finally:
             self._inboxes.pop(request_id, None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from slm_local.backends.llamacpp.library import AbortFlag, bindings, quiet_log
 from slm_local.backends.llamacpp.prefill import ChunkTuner
 from slm_local.backends.llamacpp.sampling import sampler_chain
 from slm_local.backends.llamacpp.sequences import KvCache, Slot
+from slm_local.backends.llamacpp.state import Facts, facts_of, restore_state, save_state
 from slm_local.backends.llamacpp.vocabulary import TokenText, Vocabulary
 from slm_local.errors import DoesNotFit, Interrupted, ModelBroken, SlmError, UsageError
 from slm_local.generation import (
@@ -29,6 +30,7 @@ from slm_local.generation import (
     Prompt,
     PromptProgress,
     Sampling,
+    StateMoved,
     Update,
 )
 
@@ -40,7 +42,7 @@ DECODE_ABORTED = 2
 class LlamaCppBackend:
     """One GGUF model in llama.cpp."""
 
-    capabilities = frozenset({"samples", "cached_tokens", "threads"})
+    capabilities = frozenset({"samples", "cached_tokens", "state", "threads"})
     max_sequences = SEQUENCES
 
     def __init__(self) -> None:
@@ -79,6 +81,7 @@ class LlamaCppBackend:
             sequences=SEQUENCES,
             window=int(lib.llama_model_n_swa(self._model)),
         )
+        self._used_template = settings.template or self._template()
         return self._facts()
 
     def _load_model(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> Any:
@@ -113,6 +116,7 @@ class LlamaCppBackend:
         parameters.no_perf = True
         parameters.abort_callback = self._abort.callback
         parameters.abort_callback_data = self._abort.data
+        self._kv_types = f"{parameters.type_k} {parameters.type_v}"
         context = lib.llama_init_from_model(self._model, parameters)
         if not context:
             raise DoesNotFit(
@@ -215,6 +219,18 @@ class LlamaCppBackend:
         slot.handle = slot.chain = None
         slot.queue = []
         slot.prompt_left = 0
+
+    def save_state(self, ids: Sequence[int], path: Path, model: str, most_bytes: int) -> StateMoved:
+        """Write the state of the longest beginning of `ids` that an idle sequence holds to a file; blocks."""
+        facts = self._state_facts(model)
+        return save_state(self._lib, self._context, self._cache, ids, path, facts, most_bytes=most_bytes)
+
+    def restore_state(self, path: Path, model: str) -> StateMoved:
+        """Read a state into an idle sequence, for a prompt that begins alike; blocks."""
+        return restore_state(self._lib, self._context, self._cache, path, self._state_facts(model))
+
+    def _state_facts(self, model: str) -> Facts:
+        return facts_of(model, self._kv_types, self._used_template)
 
     def close(self) -> None:
         """Free batch, context and model."""

@@ -74,6 +74,21 @@ class KvCache:
             slot.last_used = self._clock
         return slot
 
+    def emptied(self, cells: int) -> Slot | None:
+        """Return an idle slot, emptied, with so many cells free; None where there is no place."""
+        idle = [slot for slot in self.slots if slot.handle is None]
+        if not idle:
+            return None
+        slot = min(idle, key=lambda s: (bool(s.cells), s.last_used))
+        self.cut(slot, 0)
+        self._clock += 1
+        slot.last_used = self._clock
+        return slot if self.make_room(cells, spare=slot) else None
+
+    def holds(self, slot: Slot) -> bool:
+        """Tell whether the cache holds what the ledger says of a slot."""
+        return self._can_keep(slot, len(slot.cells))
+
     def cut(self, slot: Slot, keep: int) -> int:
         """Cut a slot's cells back to `keep` tokens; return how many are really left: all of them or none."""
         if keep == 0 or not self._can_keep(slot, keep):

@@ -209,6 +209,7 @@ class ChatScreen(Screen[None]):
             self._refused(Refused(error))
             return
         self._opener.end()
+        self._holder.session = self._session
         self._reference = event.reference
         self.say(f"{engine.plan.spec.id} · {engine.plan.variant.quant} · {engine.plan.backend} on {engine.plan.device}")
         for note in engine.notes:
@@ -274,7 +275,14 @@ class ChatScreen(Screen[None]):
             else:
                 showing.draw()
         self._tell()
+        self._say_resumed()
         return self.is_busy or is_warming(self._session)
+
+    def _say_resumed(self) -> None:
+        warming = self._session.warming if self._session is not None else None
+        words = warming.take_resumed() if warming is not None else ""
+        if words:
+            self.notify(words, timeout=4, markup=False)
 
     def _end(self, exchange: Exchange, showing: Showing) -> None:
         """Show how a reply ended and what can be done about it."""
