@@ -77,6 +77,10 @@ class Settings:
     """Whether the app rings when an answer begins after a long wait."""
     keep_awake: bool = True
     """Whether the machine is kept from sleeping while it generates or downloads."""
+    warm: bool = True
+    """Whether the engine reads a conversation again while the person reads its answer; never while power is saved."""
+    state_cache_gb: float | None = None
+    """Most room, in GB, for the KV states of chats that are kept; 0: none are; None: what suits the disk."""
 
 
 SAMPLING_FIELDS = tuple(each.name for each in fields(SamplingOverrides))
@@ -327,6 +331,8 @@ KINDS: Mapping[str, _Kind] = {
     "log": _Kind(_switch, "false"),
     "bell": _Kind(_switch, "true"),
     "keep_awake": _Kind(_switch, "false"),
+    "warm": _Kind(_switch, "false"),
+    "state_cache_gb": _Kind(_number(0.0, 1e6), "4"),
     "temperature": _Kind(_number(0.0, 10.0), "0.6"),
     "top_p": _Kind(_number(0.0, 1.0), "0.95"),
     "top_k": _Kind(_count(0, 2**31 - 1), "40"),

@@ -325,6 +325,46 @@ class Done:
     reply: Reply
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Last word of a preparation: how much of the next prompt's beginning the KV cache holds now."""
+
+    held_tokens: int | None
+    """None where the runtime does not say."""
+    total_tokens: int
+    """0 where nothing is known of the next prompt."""
+    cached_tokens: int | None = None
+    """How much of it was held before anything was read; None where the runtime does not say."""
+    note: str = ""
+    """Why it is not all of it, where something other than a request was in the way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateOrder:
+    """A KV state to be saved (with a request) or restored (without one)."""
+
+    path: str
+    model: str
+    """Tells the model's file from any other."""
+    request: GenerationRequest | None = None
+    """Its last message is the next one as far as it is known; what all prompts begin with that go on so is saved."""
+    least_tokens: int = 0
+    """Fewer are not worth a file."""
+    most_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateMoved:
+    """What came of a KV state's order."""
+
+    tokens: int
+    """How many tokens' state was written or is held now; 0: nothing was done."""
+    note: str = ""
+    """Why, where nothing was done."""
+    is_refused: bool = False
+    """Whether the file can't be used and may go."""
+
+
 StreamEvent = Started | PromptProgress | Note | ThinkDelta | AnswerDelta | Done
 
 

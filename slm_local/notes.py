@@ -34,6 +34,11 @@ class Note:
     """False for what was asked for."""
 
 
+KEEPING = "keeping the chat warm…"
+LONG_KEEPING_S = 1.0
+"""A state that takes longer to be saved than this is spoken of."""
+
+
 def plan_lines(engine: Engine) -> list[str]:
     """Return the plan with its reasons and the applied defaults, for `-v`."""
     plan, facts = engine.plan, engine.facts

@@ -5,16 +5,33 @@ The history holds no thinking, whatever the model's template would do with it, a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from slm_local import samples
-from slm_local.engine import Engine
+from slm_local.engine import Engine, Warming
 from slm_local.errors import UsageError
-from slm_local.generation import Control, Done, GenerationRequest, Message, Reply, StreamEvent, Thinking
+from slm_local.generation import Control, Done, GenerationRequest, Message, Reply, StateMoved, StreamEvent, Thinking
+from slm_local.resuming import Leaving, Resuming, Waiting
 from slm_local.samples import Sample, SampleEvent, SampleMessage, Vote
 from slm_local.samples.variety import seeded
-from slm_local.store import ChatKind, Exchange, PlanFacts, Record, Recorder, Store, facts_of, markdown
+from slm_local.store import (
+    ChatKind,
+    Exchange,
+    HistoryUnusable,
+    PlanFacts,
+    Record,
+    Recorder,
+    States,
+    Store,
+    UnknownChat,
+    facts_of,
+    markdown,
+)
+
+UNNOTICED_S = 0.3
+"""How long whoever leaves may wait for a preparation that is nearly over: then all of it is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +45,8 @@ class ChatSession:
     """One conversation. A turn that was refused, failed or gave no answer leaves the history as it was.
 
     With a store every turn is kept, the failed ones, too; `notices` says what could not be. `chat` is the number of a
-    kept chat to go on with. Errors of making one: `UnknownChat`, `HistoryUnusable`.
+    kept chat to go on with; `begins` is what its first prompt is known to begin with. Errors of making one:
+    `UnknownChat`, `HistoryUnusable`.
     """
 
     def __init__(
@@ -39,6 +57,7 @@ class ChatSession:
         store: Store | None = None,
         kind: ChatKind = "chat",
         chat: int | None = None,
+        begins: str = "",
     ) -> None:
         self.engine = engine
         self.system = system if system is not None else engine.system
@@ -46,12 +65,21 @@ class ChatSession:
         self.last_reply: Reply | None = None
         self.unanswered: str | None = None
         """The prompt said last, where no answer to it was kept; `regenerate` asks it again."""
+        self.warming: Warming | None = None
+        """What is read for the next prompt while nobody waits, or how that ended; None where nothing was."""
+        self.restored: StateMoved | None = None
+        """What came of the kept KV state that the newest request was to find; None where there was none."""
+        self._is_chat, self._begins, self._store = kind == "chat", begins, store
         self._failed: Record | None = None
         """The record of that prompt."""
         self._turns: list[_Turn] = []
         self._recorder = Recorder(store, kind=kind, chat=chat)
+        self._resuming = Resuming(States(store.path.parent, engine.settings.state_cache_gb) if store else None)
         if store is not None and chat is not None:
             self._take_up(store, chat, has_system=system is not None)
+            self._resuming.look_for_chat(chat)
+        elif begins:
+            self._resuming.look_for_start(engine, self._next(begins))
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -78,9 +106,13 @@ class ChatSession:
         return self._recorder.notices
 
     def send(self, text: str, control: Control | None = None) -> Iterator[StreamEvent]:
-        """Say something; yield the reply's events. Errors: those of `Engine.stream`."""
+        """Say something; yield the reply's events. Errors: those of `Engine.stream`.
+
+        In a chat, what the next prompt will begin with is prepared once the reply is over.
+        """
         self.unanswered, self._failed = text, None
         request = self._request(text)
+        self._restore()
         facts = facts_of(self.engine.plan, request)
         with self._recorder.turn(text, model=self.engine.reference, system=self.system, facts=facts) as record:
             self._failed = record
@@ -90,6 +122,46 @@ class ChatSession:
                     self._recorder.finish(record)
                     self._answered(text, event.reply, record)
                 yield event
+        if self._is_chat:
+            self.prepare()
+
+    def prepare(self, begins: str = "") -> None:
+        """Have what the next prompt will begin with read while nobody waits; returns at once, and never fails.
+
+        `begins` is what is known of the text that will be said next.
+        """
+        messages, restore = self._next(begins), self._resuming.restoring(self.engine)
+        is_known = len(messages) > 1 or begins
+        self.warming = self.engine.prepare(messages, think=self.think, restore=restore) if is_known else None
+
+    def keep(self, on_wait: Waiting) -> str:
+        """Save the KV state of the conversation, which is about to be left, beside the history; return why not.
+
+        It blocks; Ctrl-C ends it, and the engine with it. Of a single question nothing is kept but what it begins
+        with, where that is known and long; a conversation that was gone on with is kept whole.
+        """
+        leaving = self._leaving()
+        if leaving is None or self._store is None:
+            return ""
+        if self.warming is not None:
+            self.warming.wait(UNNOTICED_S)
+        try:
+            self._store.chat(leaving.chat)
+        except (UnknownChat, HistoryUnusable) as error:
+            return error.message
+        return self._resuming.keep(self.engine, leaving, on_wait)
+
+    def _leaving(self) -> Leaving | None:
+        """Return what is to be kept of the conversation; None for nothing."""
+        chat, is_start = self.chat, len(self._turns) < 2 and not self._is_chat
+        if chat is None or not self._turns or (is_start and not self._begins):
+            return None
+        system = tuple(message for message in self.messages if message.role == "system")
+        known = (*system, Message(role="user", content=self._begins)) if is_start else self._next("")
+        return Leaving(chat=chat, messages=known, think=self.think, is_start=is_start)
+
+    def _next(self, text: str) -> tuple[Message, ...]:
+        return (*self.messages, Message(role="user", content=text))
 
     def sample(
         self, text: str, seeds: Sequence[int], *, stops_early: bool = False, control: Control | None = None
@@ -104,6 +176,7 @@ class ChatSession:
         count = len(seeds)
         samples.check_variety(count, engine.settings.sampling)
         request = samples.varied(self._request(text), count)
+        self._restore()
 
         def facts(seed: int) -> PlanFacts:
             return facts_of(engine.plan, seeded(request, seed), samples=count if count > 1 else None)
@@ -136,8 +209,12 @@ class ChatSession:
         self._recorder.mark(records[chosen.number], "done")
         self._answered(text, chosen.reply, records[chosen.number])
 
+    def _restore(self) -> None:
+        restore = self._resuming.restoring(self.engine)
+        self.restored = restore() if restore is not None else None
+
     def _request(self, text: str) -> GenerationRequest:
-        return self.engine.request((*self.messages, Message(role="user", content=text)), think=self.think)
+        return self.engine.request(self._next(text), think=self.think)
 
     def regenerate(self, control: Control | None = None) -> Iterator[StreamEvent]:
         """Answer the last prompt anew; the old answer stays when there is no new one. Errors: `UsageError`."""
@@ -176,7 +253,13 @@ class ChatSession:
         return 2
 
     def clear(self) -> None:
-        """Begin a new conversation; the system prompt stays, and what was kept stays kept."""
+        """Begin a new conversation; the system prompt stays, and what was kept stays kept.
+
+        The KV state of the old one is saved meanwhile, in a thread of its own.
+        """
+        if (leaving := self._leaving()) is not None:
+            arguments = (self.engine, leaving, lambda waited_s: None)
+            threading.Thread(target=self._resuming.keep, args=arguments, name="keeping", daemon=True).start()
         self._turns.clear()
         self.unanswered = self._failed = None
         self._recorder.begin_anew()

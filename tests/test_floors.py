@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("selector", "driver"),
     ("worker",),
     ("engine", "convert"),
-    ("pump", "forecast", "notes", "markdown", "samples", "session", "bench", "compare"),
+    ("pump", "forecast", "notes", "markdown", "samples", "resuming", "session", "bench", "compare"),
     ("tui",),
     ("cli",),
 )

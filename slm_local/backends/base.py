@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from slm_local.errors import PromptTooLong
-from slm_local.generation import Control, Handle, LoadSettings, ModelFacts, Prompt, Sampling, Update
+from slm_local.generation import (
+    Control,
+    Handle,
+    LoadSettings,
+    ModelFacts,
+    Prompt,
+    Sampling,
+    StateMoved,
+    Update,
+)
 
 
 class Backend(Protocol):
@@ -29,12 +39,18 @@ class Backend(Protocol):
         """
         ...
 
-    def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """Return the tokens that `add` makes of a prompt. Errors: `UsageError` for ids that the vocabulary lacks."""
+        ...
+
+    def add(self, prompt: Prompt, sampling: Sampling | None) -> Handle:
         """Tokenize a prompt and queue it; compute nothing.
 
         What it has in common with another sequence is read once: one that finds it being read waits for it, and tells
         of it by a `PromptProgress` when it has it.
 
+        `sampling` None: the prompt is only read, for a later one that begins alike. After its last `PromptProgress`
+        (there is none where `cached_tokens` is the whole prompt) the sequence is stepped no more, until `remove`.
         Errors: `PromptTooLong` with both counts, `UsageError` for a sampling field the runtime lacks.
         """
         ...
@@ -77,6 +93,25 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """What a backend with the capability "state" can do besides."""
+
+    def save_state(self, ids: Sequence[int], path: Path, model: str, most_bytes: int) -> StateMoved:
+        """Write the state of the longest beginning of `ids` that an idle sequence holds to a file; blocks.
+
+        `model` tells the model's file from any other. What the sequence holds beyond that is dropped.
+        """
+        ...
+
+    def restore_state(self, path: Path, model: str) -> StateMoved:
+        """Read a state into an idle sequence, for a prompt that begins alike; blocks.
+
+        What is not of this model, loaded in this way, or is damaged is refused before native code sees it.
+        """
         ...
 
 

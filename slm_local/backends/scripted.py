@@ -6,7 +6,7 @@ optional. `end` ends a reply; the next request goes on behind it (also when its 
 script starts over when it is used up. With `times` a step is played so often, `{n}` in its text being the number of the
 time. `{"note": "..."}` is a step that decides something and writes nothing. When something is injected, the reply goes
 on behind the step that closes its thinking, else behind its end. A prompt's tokens, and those of what is injected, are
-UTF-8 bytes.
+UTF-8 bytes; `prefill` of them are read a step, each step after `prefill_delay` seconds, both given in the setup.
 
 A fork says, piece by piece, what the last step played that has `"fork": ["85", "."]` names, and stops. Where the reply
 has named nothing it plays on from where the original is, without moving it; with a text, as after its injection.
@@ -54,6 +54,7 @@ class _Live:
     prompt: bytes
     read: int = 0
     ended: bool = False
+    is_read_only: bool = False
     injected: list[str] = field(default_factory=list)
     written: int = 0
     """Tokens of its pieces."""
@@ -77,6 +78,7 @@ class ScriptedBackend:
         self._live: dict[int, _Live] = {}
         self._last: _Live | None = None
         self._fork_says: list[str] | None = None
+        self._prefill_bytes, self._prefill_delay_s = PREFILL_BYTES_A_STEP, 0.0
         self._handles = 0
 
     def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
@@ -85,6 +87,8 @@ class ScriptedBackend:
         if setup.get("load_fault"):
             _fail(str(setup["load_fault"]), control)
         on_progress(1.0)
+        self._prefill_bytes = int(setup.get("prefill", PREFILL_BYTES_A_STEP))
+        self._prefill_delay_s = float(setup.get("prefill_delay", 0.0))
         self._close = settings.tags.close if settings.tags is not None else ""
         self._context_tokens = min(settings.context_tokens, int(setup.get("context", settings.context_tokens)))
         return ModelFacts(
@@ -101,11 +105,17 @@ class ScriptedBackend:
             capabilities=tuple(sorted(self.capabilities)),
         )
 
-    def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """Return a prompt's bytes."""
+        if prompt.ids is not None:
+            return [token % 256 for token in prompt.ids]
+        return list("".join(run.text for run in prompt.runs).encode())
+
+    def add(self, prompt: Prompt, sampling: Sampling | None) -> Handle:
         """Queue a prompt. Errors: `PromptTooLong`."""
-        del sampling
-        data = bytes(i % 256 for i in prompt.ids) if prompt.ids else "".join(r.text for r in prompt.runs).encode()
-        live = self._last = self._begin(data, self._last, shared_prefix(data, self._last.prompt) if self._last else 0)
+        data, last = bytes(self.token_ids(prompt)), self._last
+        held = b"" if last is None else last.prompt if last.handle.id in self._live else last.prompt[: last.read]
+        live = self._last = self._begin(data, last, shared_prefix(data, held), reads_only=sampling is None)
         if self._next >= len(self._steps):
             self._next = 0
         return live.handle
@@ -125,14 +135,17 @@ class ScriptedBackend:
             fork.own_steps = self._steps[begin : self._behind(begin)]
         return fork.handle
 
-    def _begin(self, data: bytes, reader: _Live | None, shared: int) -> _Live:
+    def _begin(self, data: bytes, reader: _Live | None, shared: int, *, reads_only: bool = False) -> _Live:
         """Queue a prompt of which another one reads, or has read, the first `shared` bytes."""
         if len(data) >= self._context_tokens:
             raise prompt_too_long(len(data), self._context_tokens, self._context_tokens)
         self._handles += 1
-        cached = min(shared, len(data) - 1)
+        is_held = reads_only and reader is not None and reader.read == shared == len(data)
+        cached = len(data) if is_held else min(shared, len(data) - 1)
         handle = Handle(id=self._handles, prompt_tokens=len(data), cached_tokens=cached)
-        live = self._live[handle.id] = _Live(handle=handle, prompt=data, read=cached, reader=reader)
+        live = _Live(handle=handle, prompt=data, read=cached, reader=reader, is_read_only=reads_only)
+        live.ended = cached == len(data)
+        self._live[handle.id] = live
         return live
 
     def step(self, control: Control) -> list[Update]:
@@ -145,6 +158,7 @@ class ScriptedBackend:
             if update is not None:
                 updates.append(update)
                 live.ended = isinstance(update, Piece) and update.end is not None
+                live.ended |= live.is_read_only and live.read == len(live.prompt)
         return updates
 
     def inject(self, handle: Handle, text: str) -> None:
@@ -162,7 +176,7 @@ class ScriptedBackend:
     def remove(self, handle: Handle) -> None:
         """Forget the sequence, and what is left of its reply if it plays alone."""
         live = self._live.pop(handle.id, None)
-        if live is None or live.ended or live.own_steps is not None:
+        if live is None or live.ended or live.is_read_only or live.own_steps is not None:
             return
         if all(other.own_steps is not None for other in self._live.values()):
             self._next = self._behind(self._next)
@@ -192,7 +206,9 @@ class ScriptedBackend:
         if not self._has_its_share(live):
             return None
         if live.read < len(live.prompt):
-            live.read = min(len(live.prompt), live.read + PREFILL_BYTES_A_STEP)
+            if not _wait(self._prefill_delay_s, control):
+                return None
+            live.read = min(len(live.prompt), live.read + self._prefill_bytes)
             return PromptProgress(handle=live.handle, done_tokens=live.read, total_tokens=len(live.prompt))
         if live.injected:
             text = live.injected.pop(0)

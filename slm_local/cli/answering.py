@@ -15,7 +15,7 @@ from slm_local.cli.stream import ANSWER_NOW, Outcome, View, play
 from slm_local.cli.views import JsonLinesView, JsonView, PlainView, Subject
 from slm_local.engine import Engine, Offer, open_model
 from slm_local.forecast import limit_words
-from slm_local.generation import Control, StreamEvent
+from slm_local.generation import Control, Reply, StreamEvent
 from slm_local.hardware import probe
 from slm_local.paths import paths
 from slm_local.pump import EMBEDDED_PACE
@@ -109,6 +109,32 @@ class Teller:
             for line in (*notes.noted_lines(outcome.noted), *notes.timing_lines(outcome.reply)):
                 self.terminal.say(line, DIM)
         return outcome
+
+    def keep(self, session: ChatSession) -> None:
+        """Save the KV state of a conversation that is left; say so where it takes a while. Ctrl-C skips it."""
+        told: list[str] = []
+
+        def wait(waited_s: float) -> None:
+            if waited_s > notes.LONG_KEEPING_S and not told and not self.flags.quiet:
+                told.append(notes.KEEPING)
+                self.terminal.say(f"{notes.KEEPING} · Ctrl-C skips it", DIM)
+
+        try:
+            note = session.keep(wait)
+        except KeyboardInterrupt:
+            note = "skipped"
+        if note and (self.flags.verbose or note == "skipped"):
+            self.terminal.say(f"the chat is not kept warm: {note}", DIM)
+
+    def say_restored(self, session: ChatSession, reply: Reply) -> None:
+        """Say what came of a kept KV state, to those who want to know."""
+        moved, usage = session.restored, reply.usage
+        if not self.flags.verbose or moved is None:
+            return
+        if moved.tokens:
+            self.terminal.say(f"restored: {usage.cached_tokens:,} of {usage.prompt_tokens:,} tokens were held", DIM)
+        else:
+            self.terminal.say(f"the kept state was not used, {moved.note}: the prompt was read anew", DIM)
 
     def say_unused(self, typed: Sequence[TypedLine]) -> None:
         """Say what was typed while it thought and reached nobody."""

@@ -46,18 +46,16 @@ def split_model(
 def joined_prompt(
     terminal: Terminal, words: Sequence[str], files: Sequence[str], *, hint: str = EMPTY_HINT
 ) -> str | None:
-    """Return the prompt; None where nothing was given and a person sits at stdin.
+    """Return the prompt; None where nothing was given and a person sits at stdin. `files` are texts.
 
-    Order: words, stdin; with files: files, stdin, words. `UsageError` for an empty prompt, with `hint`, or a file that
-    is no text.
+    Order: words, stdin; with files: files, stdin, words. `UsageError` for an empty prompt, with `hint`.
     """
     clean = whole_text(" ".join(words).encode("utf-8", "surrogateescape"), terminal, "the prompt")
     is_person = sys.stdin is not None and sys.stdin.isatty()
     piped = "" if is_person else _stdin(terminal)
-    contents = [file_text(path) for path in files]
-    if is_person and not words and not contents:
+    if is_person and not words and not files:
         return None
-    parts = [*contents, piped, clean] if files else [clean, piped]
+    parts = [*files, piped, clean] if files else [clean, piped]
     joined = "\n\n".join(part for part in parts if part.strip())
     if not joined:
         raise UsageError("the prompt is empty", hint=hint)

@@ -20,7 +20,8 @@ def one_question(terminal: Terminal, prompt: str | None, files: list[str], expec
     """Return the prompt of `-p`, files and stdin. Errors: `UsageError` where there is none."""
     if expected is not None and not expected.strip():
         raise UsageError("--expect takes an answer", hint="--expect 85")
-    text = joined_prompt(terminal, [] if prompt is None else [prompt], files, hint=ASK_HINT)
+    words, texts = [] if prompt is None else [prompt], [file_text(path) for path in files]
+    text = joined_prompt(terminal, words, texts, hint=ASK_HINT)
     if text is None:
         raise UsageError("what shall they be asked?", hint=ASK_HINT)
     return Question(prompt=text, expected=expected)

@@ -72,18 +72,29 @@ class _Chat:
         self._session = ChatSession(self._engine, store=teller.store, chat=kept.id if kept else None)
         self._greet()
         self._pace = teller.pace(self._engine)
+        self._warm()
+        self._first_warming = self._session.warming
+        """What a kept state was restored for, if one was."""
 
     def __enter__(self) -> _Chat:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self._engine.close()
+        try:
+            self._say_warmed()
+            if failure[0] is None:
+                self._teller.keep(self._session)
+        finally:
+            self._engine.close()
 
     def take(self, entry: str) -> bool:
         """Do what was typed; return whether the chat goes on. An error is told, and the chat goes on."""
+        self._say_warmed()
         try:
             if entry.startswith("/"):
-                return self._command(entry)
+                goes_on = self._command(entry)
+                self._warm()
+                return goes_on
             if entry.strip():
                 self._answer("\n\n".join([*self._files, entry]))
         except SlmError as error:
@@ -91,6 +102,18 @@ class _Chat:
         except KeyboardInterrupt:  # while a model was being opened
             self._terminal.say("stopped", DIM)
         return True
+
+    def _warm(self) -> None:
+        """Have what the next prompt will begin with read while the person types."""
+        self._session.prepare("".join(f"{file}\n\n" for file in self._files))
+
+    def _say_warmed(self) -> None:
+        """Say what was read while the person typed, to those who want to know."""
+        first, newest = self._first_warming, self._session.warming
+        if self._teller.flags.verbose:
+            lines = (first.take_resumed() if first is not None else "", newest.summary if newest is not None else "")
+            for line in filter(None, lines):
+                self._terminal.say(line, DIM)
 
     def _answer(self, prompt: str) -> None:
         control = Control()
@@ -181,6 +204,7 @@ class _Chat:
             self._terminal.say(self._reference)
             return
         self._teller.registry.resolve(reference)
+        self._teller.keep(self._session)
         self._engine.close()  # two models at once may not fit; if the new one fails, this one starts again when asked
         engine = self._teller.open(reference)
         for name, value in self._changes.items():
@@ -196,6 +220,7 @@ class _Chat:
         self._terminal.say(f"dropped {_messages(dropped)}; left: {len(self._session.messages)}", DIM)
 
     def _clear(self, _: str) -> None:
+        self._teller.keep(self._session)
         self._session.clear()
         self._terminal.say("the conversation is empty", DIM)
 

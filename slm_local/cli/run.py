@@ -10,7 +10,7 @@ from slm_local.cli.answering import Form, Teller, registry_here, subject_of
 from slm_local.cli.ballots import NOTHING, samples_object, votes_line
 from slm_local.cli.keeping import Kept, kept_chat, opened_store
 from slm_local.cli.options import SAMPLING, SHOWN, ChatFlags, takes
-from slm_local.cli.prompt import joined_prompt, split_model
+from slm_local.cli.prompt import file_text, joined_prompt, split_model
 from slm_local.cli.render import Terminal
 from slm_local.cli.sampling import Samples, sampled, wanted
 from slm_local.cli.views import Subject, nothing_yet, reply_object
@@ -99,17 +99,20 @@ class _Run:
             if self.samples is not None:
                 check_variety(self.samples.count, flags.settings(own).sampling)
             teller = Teller(terminal=self._terminal, flags=flags, registry=registry, form=self._form, store=store)
-            prompt = joined_prompt(self._terminal, words, flags.file or [])
+            files = [file_text(path) for path in flags.file or []]
+            prompt = joined_prompt(self._terminal, words, files)
             if prompt is None:
                 return self._chat(teller, reference, kept)
-            return self._answer(teller, reference, prompt, kept)
+            begins = "".join(f"{file}\n\n" for file in files if file.strip())
+            return self._answer(teller, reference, prompt, kept, begins)
 
-    def _answer(self, teller: Teller, reference: str, prompt: str, kept: Kept | None) -> int:
+    def _answer(self, teller: Teller, reference: str, prompt: str, kept: Kept | None, begins: str) -> int:
         self.subject = Subject(model=reference, prompt=prompt)
         control = Control()
         with signalled(control.end_thinking), teller.open(reference) as engine:
             self.subject = subject_of(engine, prompt)
-            session = ChatSession(engine, store=teller.store, kind="run", chat=kept.id if kept else None)
+            number = kept.id if kept else None
+            session = ChatSession(engine, store=teller.store, kind="run", chat=number, begins=begins)
             if self.samples is not None:
                 return self._sample(teller, engine, session, self.samples)
             events = session.send(prompt, control)
@@ -118,6 +121,9 @@ class _Run:
             outcome = teller.show(engine, events, control, self.subject, pace)
             teller.say_unkept(session)
             teller.say_unused(outcome.typed)
+            teller.say_restored(session, outcome.reply)
+            if outcome.error is None and not outcome.was_interrupted:
+                teller.keep(session)
         if outcome.error is not None:
             raise outcome.error
         return 130 if outcome.was_interrupted else 0
@@ -129,6 +135,10 @@ class _Run:
         finally:
             teller.say_unkept(session)
         teller.say_unused(shown.typed)
+        if shown.vote.samples:
+            teller.say_restored(session, shown.vote.samples[0].reply)
+        if shown.error is None and not shown.was_interrupted:
+            teller.keep(session)
         if shown.error is not None:
             raise shown.error
         return 130 if shown.was_interrupted else 0

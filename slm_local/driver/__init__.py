@@ -14,8 +14,10 @@ from dataclasses import replace
 from slm_local.backends.base import Backend
 from slm_local.driver.probes import Probes
 from slm_local.driver.rules import Rules, rules_of
+from slm_local.driver.states import moved_state
 from slm_local.driver.stops import StopText
 from slm_local.driver.turn import Turn
+from slm_local.driver.warming import Warming, common_start
 from slm_local.errors import ModelBroken, SlmError
 from slm_local.generation import (
     Control,
@@ -26,11 +28,15 @@ from slm_local.generation import (
     ModelFacts,
     Note,
     Piece,
+    Prepared,
     Prompt,
     PromptProgress,
     Started,
+    StateMoved,
+    StateOrder,
     StreamEvent,
     ThinkControl,
+    Update,
 )
 from slm_local.governor import EndReply, EndThinking
 from slm_local.governor.convergence import ExitRule
@@ -39,14 +45,17 @@ from slm_local.template import ChatTemplate, prompt_for
 
 __all__ = ["Driver", "DriverEvent", "StopText"]
 
-DriverEvent = StreamEvent | SlmError
+DriverEvent = StreamEvent | Prepared | StateMoved | SlmError
 """What a step yields for a request: an event, or the error that ended it."""
 
 EXIT_RULE = ExitRule()
 
 
 class Driver:
-    """One loaded model and its live requests. Only `cancel` and `end_thinking` may be called from another thread."""
+    """One loaded model and its live requests.
+
+    Only `cancel`, `end_thinking` and `make_way` may be called from another thread.
+    """
 
     def __init__(
         self, backend: Backend, *, clock: Callable[[], float] = time.monotonic, exit_rule: ExitRule = EXIT_RULE
@@ -63,6 +72,9 @@ class Driver:
         self._cancelled: set[int] = set()
         self._hurried: set[int] = set()
         """Requests whose thinking was asked to end."""
+        self._warming: Warming | None = None
+        self._makes_way = False
+        """Whether a request is on its way, for which whatever is being prepared has to end."""
         self._newest_id = 0
         self._step_control = Control()
 
@@ -87,8 +99,8 @@ class Driver:
 
     @property
     def is_busy(self) -> bool:
-        """Return whether any request is live or waits for a place."""
-        return bool(self._turns or self._waiting)
+        """Return whether any request is live or waits for a place, or something is being prepared."""
+        return bool(self._turns or self._waiting or self._warming)
 
     def start(self, request_id: int, request: GenerationRequest) -> list[tuple[int, DriverEvent]]:
         """Begin a request, or queue it until a place is free; ids count upwards.
@@ -96,11 +108,47 @@ class Driver:
         A request that the backend refuses is an event like those of requests that end here. Errors: those of the
         template.
         """
+        self._makes_way = False
         prompt = self._prompt(request)
-        events = self._end_cancelled()
-        self._newest_id = request_id
+        events = self._end_warming() + self._end_cancelled()
+        self._newest_id = max(self._newest_id, request_id)
         self._waiting.append((request_id, request, prompt))
         return events + self._admit_waiting()
+
+    def prepare(self, request_id: int, request: GenerationRequest) -> list[tuple[int, DriverEvent]]:
+        """Begin to read what the next prompt will begin with, for which `step` is to be called; `Prepared` is its end.
+
+        The request's last message is the next one as far as it is known, empty where nothing is. Whatever else is to be
+        done comes first: a request on its way or live ends it at once, and what was read by then stays.
+        """
+        self._newest_id = max(self._newest_id, request_id)
+        events = self._end_warming()
+        over = Prepared(held_tokens=0, total_tokens=0)
+        try:
+            ids = self._common_start(request)
+            handle = self._backend.add(Prompt(ids=ids, think_state="closed"), None) if ids else None
+        except SlmError as error:
+            handle, over = None, replace(over, note=error.message)
+        if handle is None:
+            return [*events, (request_id, over)]
+        self._warming = Warming(request_id=request_id, handle=handle, held_tokens=handle.cached_tokens)
+        return events + (self._end_warming() if self._warming.is_whole else [])
+
+    def move_state(self, request_id: int, order: StateOrder) -> list[tuple[int, DriverEvent]]:
+        """Save or restore a KV state; blocks. What is being prepared ends first."""
+        self._makes_way = False
+        events = self._end_warming()
+        try:
+            moved = moved_state(self._backend, order, lambda: self._common_start(order.request))
+        except SlmError as error:
+            moved = StateMoved(tokens=0, note=error.message)
+        return [*events, (request_id, moved)]
+
+    def make_way(self) -> None:
+        """End what is being prepared, from any thread: a request is on its way. A decode under way is aborted."""
+        self._makes_way = True
+        if self._warming is not None:
+            self._step_control.cancel()
 
     def cancel(self, request_id: int) -> None:
         """End a request soon, from any thread; a decode under way is aborted where the runtime can."""
@@ -116,6 +164,7 @@ class Driver:
         if self._step_control.cancelled:
             self._step_control = Control()  # before the cancelled are looked at, so that none is missed
         events = self._end_cancelled()
+        events += self._end_warming() if self._makes_way else []
         events += self._admit_waiting()
         events += self._govern()
         if self._rules is not None:
@@ -123,6 +172,9 @@ class Driver:
         by_handle = {turn.handle.id: (request_id, turn) for request_id, turn in self._turns.items()}
         for update in self._backend.step(self._step_control):
             assert update.handle is not None
+            if self._warming is not None and update.handle.id == self._warming.handle.id:
+                events += self._warmed(self._warming, update)
+                continue
             found = by_handle.get(update.handle.id)
             if isinstance(update, Piece) and self._probes.take(update):
                 continue
@@ -144,16 +196,15 @@ class Driver:
         if control is not None:
             control.on_cancel(lambda: self.cancel(request_id))
             control.on_end_thinking(lambda: self.end_thinking(request_id))
-        for _, event in self.start(request_id, request):
-            yield _or_raise(event)
+        yield from _events_or_error(self.start(request_id, request))
         while self.is_busy:
-            for _, event in self.step():
-                yield _or_raise(event)
+            yield from _events_or_error(self.step())
 
     def abandon(self) -> list[int]:
         """Forget all requests after a failure of the step itself; return their ids."""
         ids = [*self._turns, *(entry[0] for entry in self._waiting)]
         self._probes.drop_all()
+        ids += [request_id for request_id, _ in self._end_warming()]
         for turn in self._turns.values():
             self._backend.remove(turn.handle)
         self._turns.clear()
@@ -171,6 +222,36 @@ class Driver:
         assert self._rules is not None
         tags, facts = self._rules.tags, self._rules.facts
         return prompt_for(self._template, request.messages, request.think, self._think, tags, adds_bos=facts.adds_bos)
+
+    def _common_start(self, request: GenerationRequest | None) -> tuple[int, ...]:
+        if request is None or self._turns or self._waiting or "rereads" in self._backend.capabilities:
+            return ()
+        return common_start(
+            request, lambda each: self._backend.token_ids(self._prompt(each)), lambda: not self._makes_way
+        )
+
+    def _warmed(self, warming: Warming, update: Update) -> list[tuple[int, DriverEvent]]:
+        if isinstance(update, Piece):
+            return self._end_warming(note="the KV cache is full")
+        if isinstance(update, Note):
+            return []  # it is for whoever waits
+        warming.held_tokens = update.done_tokens
+        events: list[tuple[int, DriverEvent]] = [(warming.request_id, replace(update, handle=None))]
+        return events + (self._end_warming() if warming.is_whole else [])
+
+    def _end_warming(self, note: str = "") -> list[tuple[int, DriverEvent]]:
+        if self._warming is None:
+            return []
+        warming, self._warming = self._warming, None
+        self._backend.remove(warming.handle)
+        total = warming.handle.prompt_tokens or 0
+        over = Prepared(
+            held_tokens=warming.held_tokens,
+            total_tokens=total,
+            cached_tokens=warming.handle.cached_tokens,
+            note=note,
+        )
+        return [(warming.request_id, over)]
 
     def _admit(self, request_id: int, request: GenerationRequest, prompt: Prompt) -> Started:
         assert self._rules is not None
@@ -207,6 +288,8 @@ class Driver:
             if request_id > self._newest_id:
                 continue  # its start is still on the way
             self._cancelled.discard(request_id)
+            if self._warming is not None and self._warming.request_id == request_id:
+                events += self._end_warming()
             turn = self._turns.get(request_id)
             if turn is not None:
                 events += self._end(request_id, turn, "cancelled")
@@ -253,7 +336,9 @@ class Driver:
         return [(request_id, event) for event in turn.end(finish)]
 
 
-def _or_raise(event: DriverEvent) -> StreamEvent:
-    if isinstance(event, SlmError):
-        raise event
-    return event
+def _events_or_error(events: list[tuple[int, DriverEvent]]) -> Iterator[StreamEvent]:
+    for _, event in events:
+        if isinstance(event, SlmError):
+            raise event
+        if not isinstance(event, Prepared | StateMoved):
+            yield event

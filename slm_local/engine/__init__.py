@@ -15,7 +15,9 @@ from types import TracebackType
 
 from slm_local.config import SamplingOverrides, Settings
 from slm_local.engine.choice import Choice, Meaning, choose, mean, ranked
+from slm_local.engine.identity import file_identity
 from slm_local.engine.supply import Confirm, Offer, OnFetch, make_offer, supplied, take
+from slm_local.engine.warming import Warming
 from slm_local.errors import DownloadFailed, SlmError, UsageError
 from slm_local.fit import read_bytes_per_token, share_key
 from slm_local.generation import (
@@ -27,6 +29,8 @@ from slm_local.generation import (
     ModelFacts,
     Reply,
     Sampling,
+    StateMoved,
+    StateOrder,
     StreamEvent,
     Thinking,
 )
@@ -37,7 +41,7 @@ from slm_local.model import ModelSpec, Plan, SamplingDefaults
 from slm_local.paths import make_folder, paths
 from slm_local.registry import Registry
 from slm_local.selector import does_not_fit
-from slm_local.system import kept_awake, largest_program
+from slm_local.system import is_saving_power, kept_awake, largest_program
 from slm_local.thinking import patient
 from slm_local.worker import Worker
 
@@ -53,6 +57,7 @@ __all__ = [
     "Meaning",
     "Offer",
     "OnFetch",
+    "Warming",
     "choose",
     "make_offer",
     "mean",
@@ -117,6 +122,7 @@ class Engine:
         """Whether the load under way compiles the model for its device, which may take minutes once."""
         self._worker: Worker | None = None
         self._starting = threading.Lock()
+        self._warming: Warming | None = None
         self._unreported_load_s = 0.0
 
     @property
@@ -200,6 +206,8 @@ class Engine:
         if isinstance(request, str):
             request = self.request(request)
         control = control or Control()
+        if self._warming is not None:
+            self._warming.stop()
         with self._starting:  # of several threads one starts the child and tells of the load
             self.start(control)
             assert self._worker is not None
@@ -214,6 +222,86 @@ class Engine:
                         self._remember_speed(event.reply)
                 yield event
 
+    def prepare(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: Thinking | None = None,
+        restore: Callable[[], StateMoved] | None = None,
+    ) -> Warming | None:
+        """Have what the next prompt will begin with read into the KV cache; returns at once.
+
+        The last of the messages is the next prompt as far as it is known; its content may be empty. Any request ends
+        it at once, and finds what was read by then. `restore` is called first, in its thread. None: it is not wanted,
+        or no child runs.
+        """
+        worker = self._worker
+        if worker is None or not worker.is_alive or not (self.settings.warm or restore):
+            return None
+        if self._warming is not None:
+            self._warming.stop()
+        request = self.request(messages, think=think)
+        self._warming = Warming(lambda control: worker.prepare(request, control), self._unwanted, restore)
+        return self._warming
+
+    def _unwanted(self) -> str:
+        if not self.settings.warm:
+            return "warm = false"
+        return "the machine saves power" if is_saving_power() else ""
+
+    @property
+    def keeps_states(self) -> bool:
+        """Return whether `save_state` and `restore_state` can do anything."""
+        return self._facts is not None and "state" in self._facts.capabilities
+
+    def save_state(
+        self,
+        path: Path,
+        messages: Sequence[Message],
+        *,
+        think: Thinking | None,
+        least_tokens: int,
+        most_bytes: int,
+        on_wait: Callable[[float], None],
+    ) -> StateMoved:
+        """Write to a file what the KV cache holds of the beginning that `prepare` reads for these messages; blocks.
+
+        What can't be done is a note. On Ctrl-C the child is killed.
+        """
+        request = self.request(messages, think=think)
+        try:
+            order = StateOrder(
+                path=str(path),
+                model=self._identity(),
+                request=request,
+                least_tokens=least_tokens,
+                most_bytes=most_bytes,
+            )
+            return self._move_state(order, on_wait)
+        except OSError as error:
+            return StateMoved(tokens=0, note=str(error))
+        except KeyboardInterrupt:
+            if self._worker is not None:
+                self._worker.kill()
+            raise
+
+    def restore_state(self, path: Path) -> StateMoved:
+        """Read a file that `save_state` wrote into the KV cache; blocks. What can't be done is a note."""
+        try:
+            return self._move_state(StateOrder(path=str(path), model=self._identity()), lambda waited_s: None)
+        except OSError as error:
+            return StateMoved(tokens=0, note=str(error))
+
+    def _move_state(self, order: StateOrder, on_wait: Callable[[float], None]) -> StateMoved:
+        worker = self._worker
+        if worker is None or not worker.is_alive:
+            return StateMoved(tokens=0, note="the engine is gone")
+        return worker.move_state(order, on_wait)
+
+    def _identity(self) -> str:
+        assert self.plan.variant.path is not None
+        return file_identity(Path(self.plan.variant.path))
+
     def reply(self, request: GenerationRequest | str, control: Control | None = None) -> Reply:
         """Generate and return the whole reply. Errors: as `stream`."""
         for event in self.stream(request, control):
@@ -222,7 +310,10 @@ class Engine:
         raise SlmError("the stream ended without its last event")
 
     def close(self) -> None:
-        """End the child process."""
+        """End the child process; what it prepares ends first."""
+        if self._warming is not None:
+            self._warming.stop()
+            self._warming = None
         if self._worker is not None:
             self._worker.close()
             self._worker = None

@@ -16,6 +16,7 @@ from slm_local.store.export import (
 )
 from slm_local.store.newfile import write_new
 from slm_local.store.recorder import Record, Recorder
+from slm_local.store.states import States
 from slm_local.store.store import Store, has_store, open_store
 from slm_local.store.values import (
     ASIDE_STATES,
@@ -45,6 +46,7 @@ __all__ = [
     "Record",
     "Recorder",
     "SnippetPart",
+    "States",
     "Store",
     "TurnState",
     "UnknownChat",

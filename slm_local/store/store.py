@@ -19,6 +19,7 @@ from slm_local.store.orphans import holder_now, is_growing, orphans, settle
 from slm_local.store.rows import chat_row_of, json_of, kept, now, settings_text, turn_of
 from slm_local.store.schema import has_words
 from slm_local.store.search import find
+from slm_local.store.states import forget_states
 from slm_local.store.values import (
     ASIDE_STATES,
     MARKED_STATES,
@@ -169,11 +170,15 @@ class Store:
             connection.execute("UPDATE turns SET state = ? WHERE id = ?", (state, turn))
 
     def remove(self, chat: int) -> None:
-        """Remove a chat; `tidy` overwrites its last traces. Errors: `UnknownChat`, `UsageError` while it grows."""
+        """Remove a chat and the KV states that are kept of it; `tidy` overwrites its last traces.
+
+        Errors: `UnknownChat`, `UsageError` while it grows.
+        """
         with self._writing() as connection:
             _must_exist(connection, chat)
             if is_growing(connection, chat):
                 raise UsageError(f"an answer in chat {chat} is being written now", hint=f"slm history show {chat}")
+            forget_states(self.path.parent, chat)
             connection.execute("DELETE FROM turns WHERE chat = ?", (chat,))
             connection.execute("DELETE FROM chats WHERE id = ?", (chat,))
 

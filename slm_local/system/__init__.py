@@ -47,6 +47,7 @@ from slm_local.system.processor import (
     efficiency_cores,
     physical_cores,
 )
+from slm_local.system.saving import is_saving_power
 
 __all__ = [
     "DRIVER_LIBRARIES",
@@ -75,6 +76,7 @@ __all__ = [
     "efficiency_cores",
     "has_npu_firmware",
     "ignore_interrupts",
+    "is_saving_power",
     "kept_awake",
     "kill_tree",
     "largest_program",

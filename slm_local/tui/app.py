@@ -77,8 +77,8 @@ class DeskApp(App[None]):
             return True
 
     def on_unmount(self) -> None:
-        """End what was started."""
-        self.close()
+        """Stop what was started; `close` ends it, once what is to be kept of it is kept."""
+        self.holder.stop()
 
     def action_help(self) -> None:
         """Show the keys."""
@@ -99,6 +99,11 @@ class DeskApp(App[None]):
     def copy_to_clipboard(self, text: str) -> None:
         """Copy a text as it is, by the terminal; a lone surrogate, which no terminal takes, as U+FFFD."""
         super().copy_to_clipboard(LONE_SURROGATE.sub("\ufffd", text))
+
+    @property
+    def is_told_to_end(self) -> bool:
+        """Return whether the system had it end, and not the person."""
+        return self._told is not None
 
     def leave(self, exit_code: int) -> None:
         """End the app with this exit code; for a signal's handler, perhaps before the app has begun."""

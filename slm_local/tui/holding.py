@@ -8,6 +8,9 @@ from slm_local.config import Settings, load_settings
 from slm_local.engine import Confirm, Engine, OnFetch, Status, open_model
 from slm_local.errors import Interrupted
 from slm_local.generation import Control
+from slm_local.notes import KEEPING, LONG_KEEPING_S
+from slm_local.resuming import Waiting
+from slm_local.session import ChatSession
 from slm_local.thinking import PATIENCE_S
 from slm_local.tui.desk import Desk
 
@@ -24,6 +27,8 @@ class Holder:
         self._controls: list[Control] = []
         self._is_closed = False
         self.engine: Engine | None = None
+        self.session: ChatSession | None = None
+        """The conversation that is being had with it."""
 
     def settings(self, reference: str) -> Settings:
         """Return the settings that apply to a reference. Errors: `UnknownModel`, `UsageError`, `ConfigError`."""
@@ -37,6 +42,7 @@ class Holder:
 
         Errors: those of `open_model`; the engine before stays, without its child, which starts again when it is asked.
         """
+        self.keep(lambda waited_s: on_status(KEEPING) if waited_s > LONG_KEEPING_S else None)
         self.let_go()
         engine = open_model(
             reference,
@@ -63,17 +69,29 @@ class Holder:
         if is_closed:
             control.cancel()
 
+    def keep(self, on_wait: Waiting) -> None:
+        """Save the KV state of the conversation, which is about to be left; blocks."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.keep(on_wait)
+
     def let_go(self) -> None:
         """End the engine's child, so that its memory is free; the engine starts another when it is asked."""
         if self.engine is not None:
             self.engine.close()
 
-    def close(self) -> None:
-        """Cancel whatever runs and end the child; may be called more than once."""
+    def stop(self) -> None:
+        """Cancel whatever runs, and let nothing begin any more."""
         with self._lock:
             self._is_closed = True
-            controls, engine = list(self._controls), self.engine
+            controls = list(self._controls)
         for control in controls:
             control.cancel()
+
+    def close(self) -> None:
+        """Cancel whatever runs and end the child; may be called more than once."""
+        self.stop()
+        with self._lock:
+            engine = self.engine
         if engine is not None:
             engine.close()

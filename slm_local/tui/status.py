@@ -110,6 +110,16 @@ def status_facts(
     )
 
 
+def is_warming(session: ChatSession | None) -> bool:
+    """Return whether a conversation is read for its next prompt."""
+    return session is not None and session.warming is not None and not session.warming.is_over
+
+
+def warming_words(session: ChatSession | None) -> str:
+    """Return how far the reading for the next prompt is; empty where there is none to speak of."""
+    return session.warming.words if session is not None and session.warming is not None else ""
+
+
 def answer_now_hint(engine: Engine, meter: ReplyMeter) -> str:
     """Return the key that ends the thinking, with the delay where the engine must read everything again for it."""
     delay_s = meter.reread_s if "rereads" in engine.facts.capabilities else None

@@ -25,8 +25,11 @@ from slm_local.generation import (
     GenerationRequest,
     LoadSettings,
     ModelFacts,
+    Prepared,
     PromptProgress,
     Started,
+    StateMoved,
+    StateOrder,
     StreamEvent,
 )
 from slm_local.system import describe_exit, kill_tree, lock_down_file, spawn_options, without_secrets
@@ -111,7 +114,8 @@ class Worker:
         control.on_cancel(lambda: inbox.put(_CANCEL))  # maybe from a signal handler: it must not wait for the pipe
         control.on_end_thinking(lambda: inbox.put(_END_THINKING))
         is_over = False
-        request_id = self._start(request, inbox, control)
+        message = {"op": "start", "request": request}
+        request_id = self._start(message, inbox, ends_thinking=control.thinking_ended)
         try:
             for event in self._events(request_id, inbox):
                 is_over = isinstance(event, Done)
@@ -124,14 +128,14 @@ class Worker:
             if not is_over:  # the consumer went away
                 self._send({"op": "cancel", "id": request_id})
 
-    def _start(self, request: GenerationRequest, inbox: queue.SimpleQueue[Any], control: Control) -> int:
-        """Send a request and return its id; several threads may do so, and the child sees ids that count upwards."""
+    def _start(self, message: dict[str, Any], inbox: queue.SimpleQueue[Any], *, ends_thinking: bool = False) -> int:
+        """Send what is to be done and return its id; several threads may do so: the child sees ids count upwards."""
         with self._start_lock:
             request_id = next(self._ids)
             self._inboxes[request_id] = inbox
-            if control.thinking_ended:  # before the start, so that not one token is thought
+            if ends_thinking:  # before the start, so that not one token is thought
                 self._send({"op": "end_thinking", "id": request_id})
-            self._send({"op": "start", "id": request_id, "request": request})
+            self._send({**message, "id": request_id})
         return request_id
 
     def _events(self, request_id: int, inbox: queue.SimpleQueue[Any]) -> Iterator[StreamEvent]:
@@ -154,6 +158,62 @@ class Worker:
                 yield event
                 if isinstance(event, Done):
                     return
+
+    def prepare(self, request: GenerationRequest, control: Control) -> Iterator[PromptProgress | Prepared]:
+        """Have the child read what the next prompt will begin with; yield how far it is, `Prepared` last.
+
+        Any later request ends it at once, as `control` does. It ends without `Prepared` where the child is gone, which
+        is told to whoever asks it for something. Errors: the child's own.
+        """
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        control.on_cancel(lambda: inbox.put(_CANCEL))
+        request_id = self._start({"op": "prepare", "request": request}, inbox)
+        try:
+            while (message := self._news(inbox)) is not _ENDED:
+                if message is _CANCEL:
+                    self._send({"op": "cancel", "id": request_id})
+                    continue
+                if message["op"] == "failed":
+                    raise error_of(_expect(FailureRecord, message["record"]))
+                yield message["event"]
+                if isinstance(message["event"], Prepared):
+                    return
+        finally:
+            self._inboxes.pop(request_id, None)
+
+    def move_state(self, order: StateOrder, on_wait: Callable[[float], None] = lambda waited_s: None) -> StateMoved:
+        """Have the child save or restore a KV state; blocks. `on_wait` gets the seconds waited, ten times a second.
+
+        What went wrong is a note. Torn out of it, as by Ctrl-C, it leaves a child that is still at it: to be killed.
+        """
+        begun = time.monotonic()
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        request_id = self._start({"op": "state", "order": order}, inbox)
+        try:
+            while True:
+                try:
+                    message = inbox.get(timeout=0.1)
+                except queue.Empty:
+                    if not self.is_alive:
+                        return StateMoved(tokens=0, note="the engine is gone")
+                    on_wait(time.monotonic() - begun)
+                    continue
+                if message is _ENDED:
+                    return StateMoved(tokens=0, note="the engine is gone")
+                if message["op"] == "failed":
+                    return StateMoved(tokens=0, note=_expect(FailureRecord, message["record"]).message)
+                return _expect(StateMoved, message["event"])
+        finally:
+            self._inboxes.pop(request_id, None)
+
+    def _news(self, inbox: queue.SimpleQueue[Any]) -> Any:
+        """Wait for the next message; `_ENDED` where none can come."""
+        while True:
+            try:
+                return inbox.get(timeout=LIVENESS_POLL_S)
+            except queue.Empty:
+                if not self.is_alive:
+                    return _ENDED
 
     def close(self) -> None:
         """End the child: by asking, else by killing it with its group."""

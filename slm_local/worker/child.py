@@ -60,6 +60,8 @@ class _Child:
             elif message["op"] == "end_thinking" and self._driver is not None:
                 self._driver.end_thinking(message["id"])
             else:
+                if self._driver is not None and message["op"] in ("start", "state", "close"):
+                    self._driver.make_way()
                 self._messages.put(message)
         os._exit(0)
 
@@ -106,6 +108,12 @@ class _Child:
                 case "start":
                     assert self._driver is not None
                     self._send_all(self._driver.start(request_id, message["request"]))
+                case "prepare":
+                    assert self._driver is not None
+                    self._send_all(self._driver.prepare(request_id, message["request"]))
+                case "state":
+                    assert self._driver is not None
+                    self._send_all(self._driver.move_state(request_id, message["order"]))
                 case "close":
                     if self._driver is not None:
                         self._driver.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 from textual.pilot import Pilot
 
 from slm_local.registry import load_registry
+from slm_local.session import ChatSession
+from slm_local.tui import keep_chat
+from slm_local.tui.app import DeskApp
 from slm_local.tui.desk import Desk
 from slm_local.tui.screens.chat import ChatScreen
 from tests.command import THINK_THEN_ANSWER
@@ -343,3 +347,48 @@ def test_the_line_says_how_much_of_its_limit_was_thought_and_which_key_ends_it(d
         assert "thinking · up to 200 tokens" in str(screen.thinking.border_title)
 
     play(desk(*rows, flags={"think": "200"}), scene)
+
+
+def test_the_status_says_that_the_next_prompt_is_being_prepared(desk: Callable[..., Desk]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen)
+        await until(pilot, lambda: re.search(r"warming \d+ %", shown(pilot.app)))
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: screen.status.facts.state == "idle")
+
+    setup = {"prefill": 20, "prefill_delay": 0.05}
+    play(desk({"text": "A long answer. " * 200}, {"end": "stop"}, setup=setup), scene)
+
+
+class Leaving(ChatSession):
+    """A conversation whose state takes its time to be saved; it notes whether its engine was there then."""
+
+    def __init__(self, session: ChatSession) -> None:
+        self._session = session
+        self.pids: list[int | None] = []
+
+    def keep(self, on_wait: Callable[[float], None]) -> str:
+        on_wait(0.5)
+        on_wait(1.5)
+        on_wait(2.5)
+        self.pids.append(self._session.engine.pid)
+        return ""
+
+
+def test_a_chat_is_kept_before_its_engine_goes(desk: Callable[..., Desk], capsys: pytest.CaptureFixture[str]) -> None:
+    async def scene(pilot: Pilot[None]) -> None:
+        screen, app = await opened(pilot), pilot.app
+        assert isinstance(app, DeskApp)
+        leaving = Leaving(screen.session)
+        app.holder.session = leaving
+        screen.open(screen.reference)
+        await until(pilot, lambda: app.holder.session is screen.session)
+        assert [pid is not None for pid in leaving.pids] == [True]
+        app.holder.session = leaving
+        await pilot.press("ctrl+q")
+        keep_chat(app)
+        assert [pid is not None for pid in leaving.pids] == [True, True]
+
+    play(desk(), scene)
+    assert capsys.readouterr().err == "keeping the chat warm… · Ctrl-C skips it\n"

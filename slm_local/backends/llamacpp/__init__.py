@@ -19,6 +19,7 @@ from slm_local.backends.llamacpp.library import AbortFlag, bindings, quiet_log
 from slm_local.backends.llamacpp.prefill import ChunkTuner
 from slm_local.backends.llamacpp.sampling import sampler_chain
 from slm_local.backends.llamacpp.sequences import KvCache, Slot
+from slm_local.backends.llamacpp.state import Facts, facts_of, restore_state, save_state
 from slm_local.backends.llamacpp.threads import ThreadControl
 from slm_local.backends.llamacpp.vocabulary import TokenText, Vocabulary
 from slm_local.errors import DoesNotFit, Interrupted, ModelBroken, SlmError, UsageError
@@ -33,6 +34,7 @@ from slm_local.generation import (
     Prompt,
     PromptProgress,
     Sampling,
+    StateMoved,
     Update,
 )
 from slm_local.system import FreeCores
@@ -52,7 +54,7 @@ DECODE_ABORTED = 2
 class LlamaCppBackend:
     """One GGUF model in llama.cpp."""
 
-    capabilities = frozenset({"samples", "cached_tokens", "fork", "threads"})
+    capabilities = frozenset({"samples", "cached_tokens", "fork", "state", "threads"})
 
     def __init__(self) -> None:
         self.max_sequences, self._forks = PLACES, FORKS
@@ -97,6 +99,7 @@ class LlamaCppBackend:
             sequences=self._slots,
             window=int(lib.llama_model_n_swa(self._model)),
         )
+        self._used_template = settings.template or self._template()
         return self._facts()
 
     def _load_model(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> Any:
@@ -131,6 +134,7 @@ class LlamaCppBackend:
         parameters.no_perf = True
         parameters.abort_callback = self._abort.callback
         parameters.abort_callback_data = self._abort.data
+        self._kv_types = f"{parameters.type_k} {parameters.type_v}"
         context = lib.llama_init_from_model(self._model, parameters)
         if not context:
             raise DoesNotFit(
@@ -172,12 +176,12 @@ class LlamaCppBackend:
 
     # ---- sequences
 
-    def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
+    def add(self, prompt: Prompt, sampling: Sampling | None) -> Handle:
         """Queue a prompt; what another sequence holds of it, or is about to read, is shared and not read again.
 
         Errors: `PromptTooLong`, `UsageError`.
         """
-        ids = self._tokens(prompt)
+        ids = self.token_ids(prompt)
         if not ids:
             raise UsageError("the prompt has no tokens", hint="give a prompt")
         return self._begin(ids, sampling)
@@ -198,21 +202,24 @@ class LlamaCppBackend:
             self._by_handle[fork.id].text = parent.text.copy()
         return fork
 
-    def _begin(self, ids: Sequence[int], sampling: Sampling) -> Handle:
+    def _begin(self, ids: list[int], sampling: Sampling | None) -> Handle:
         if len(ids) >= self._context_tokens:
             longest = int(self._lib.llama_model_n_ctx_train(self._model))
             raise prompt_too_long(len(ids), self._context_tokens, longest)
-        slot = self._cache.take(ids)
+        whole = self._cache.idle_with(ids) if sampling is None else None
+        slot = whole or self._cache.take(ids)
         self._handles += 1
         cached = max(slot.goal, len(slot.cells))
         slot.handle = Handle(id=self._handles, prompt_tokens=len(ids), cached_tokens=cached)
-        slot.chain = sampler_chain(self._lib, sampling, self._vocabulary.size, ids)
+        slot.is_read_only = sampling is None
+        slot.chain = None if sampling is None else sampler_chain(self._lib, sampling, self._vocabulary.size, ids)
         slot.text = TokenText()
-        slot.injected, slot.has_ended, slot.is_fork = [], False, False
+        slot.injected, slot.has_ended, slot.is_fork = [], whole is not None, False
         self._by_handle[slot.handle.id] = slot
         return slot.handle
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """Return the tokens that `add` makes of a prompt. Errors: `UsageError` for ids that the vocabulary lacks."""
         if prompt.ids is not None:
             bad = [token for token in prompt.ids if not 0 <= token < self._vocabulary.size]
             if bad:
@@ -246,14 +253,27 @@ class LlamaCppBackend:
         slot = self._by_handle.pop(handle.id, None)
         if slot is None:
             return
-        self._lib.llama_sampler_free(slot.chain)
+        if slot.chain is not None:
+            self._lib.llama_sampler_free(slot.chain)
         self._cache.stop_waiting(slot)
         slot.handle = slot.chain = None
         slot.queue = []
-        slot.prompt_left = 0
+        slot.prompt_left, slot.prompt_tokens = 0, min(slot.prompt_tokens, len(slot.cells))
         slot.is_parked = False
         if slot.is_fork:
             self._cache.cut(slot, 0)
+
+    def save_state(self, ids: Sequence[int], path: Path, model: str, most_bytes: int) -> StateMoved:
+        """Write the state of the longest beginning of `ids` that an idle sequence holds to a file; blocks."""
+        facts = self._state_facts(model)
+        return save_state(self._lib, self._context, self._cache, ids, path, facts, most_bytes=most_bytes)
+
+    def restore_state(self, path: Path, model: str) -> StateMoved:
+        """Read a state into an idle sequence, for a prompt that begins alike; blocks."""
+        return restore_state(self._lib, self._context, self._cache, path, self._state_facts(model))
+
+    def _state_facts(self, model: str) -> Facts:
+        return facts_of(model, self._kv_types, self._used_template)
 
     def close(self) -> None:
         """Free batch, context and model."""
@@ -353,7 +373,7 @@ class LlamaCppBackend:
                 continue
             self._write(slot, take, count)
             count += take
-            rows.append((slot, take, count - 1 if take == waiting else -1))
+            rows.append((slot, take, count - 1 if take == waiting and not slot.is_read_only else -1))
         self._batch.n_tokens = count
         return rows
 
@@ -364,7 +384,7 @@ class LlamaCppBackend:
             batch.pos[row + index] = position + index
             batch.seq_id[row + index][0] = slot.sequence
             batch.logits[row + index] = 0
-        if take == len(slot.queue):
+        if take == len(slot.queue) and not slot.is_read_only:
             batch.logits[row + take - 1] = 1
 
     def _harvest(self, rows: list[tuple[Slot, int, int]]) -> list[Update]:
@@ -375,6 +395,7 @@ class LlamaCppBackend:
             if slot.prompt_left:
                 slot.prompt_left = max(0, slot.prompt_left - taken)
                 updates.append(self._progress(slot))
+            slot.has_ended = slot.is_read_only and not slot.queue
             if row >= 0:
                 updates += slot.injected
                 slot.injected = []

@@ -34,6 +34,8 @@ class Slot:
     text: TokenText = field(default_factory=TokenText)
     injected: list[Piece] = field(default_factory=list)
     """What an injection will show once its tokens, the last of `queue`, are decoded."""
+    is_read_only: bool = False
+    """Whether its prompt is read for a later one, and nothing sampled."""
     has_ended: bool = False
     """Whether the sequence came to an end and waits to be removed, or continued by an injection."""
     last_used: int = 0
@@ -181,6 +183,29 @@ class KvCache:
             self.make_room(len(slot.queue), spare=slot)
 
     # ---- giving up cells
+
+    def idle_with(self, prompt: Sequence[int]) -> Slot | None:
+        """Return the idle slot that holds exactly a prompt, None where none does."""
+        slot = next((slot for slot in self.slots if slot.handle is None and slot.cells == prompt), None)
+        if slot is not None:
+            self._clock += 1
+            slot.last_used, slot.prompt_tokens = self._clock, len(prompt)
+        return slot
+
+    def emptied(self, cells: int) -> Slot | None:
+        """Return an idle slot, emptied, with so many cells free; None where there is no place."""
+        idle = [slot for slot in self.slots if slot.handle is None]
+        if not idle:
+            return None
+        slot = min(idle, key=lambda s: (bool(s.cells), s.last_used))
+        self.cut(slot, 0)
+        self._clock += 1
+        slot.last_used = self._clock
+        return slot if self.make_room(cells, spare=slot) else None
+
+    def holds(self, slot: Slot) -> bool:
+        """Tell whether the cache holds what the ledger says of a slot."""
+        return self._can_keep(slot, len(slot.cells))
 
     def cut(self, slot: Slot, keep: int) -> int:
         """Cut a slot's cells back to `keep` tokens; return how many are really left: all of them or none."""

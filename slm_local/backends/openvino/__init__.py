@@ -52,6 +52,8 @@ class Sequence:
     """Where the chunk ends that its request reads; None: the request, if any, reads the rest and generates."""
     request: int | None = None
     is_generating: bool = False
+    is_read_only: bool = False
+    """Whether its prompt is read for a later one, and nothing generated."""
     has_ended: bool = False
     """Whether it came to an end and waits to be removed, or continued by an injection."""
     is_fork: bool = False
@@ -89,19 +91,21 @@ class OpenVinoBackend:
 
     # ---- sequences
 
-    def add(self, prompt: Prompt, sampling: Sampling) -> Handle:
+    def add(self, prompt: Prompt, sampling: Sampling | None) -> Handle:
         """Queue a prompt. Errors: `PromptTooLong`, `UsageError`."""
-        ids = self._tokens(prompt)
+        ids = self.token_ids(prompt)
         if not ids:
             raise UsageError("the prompt has no tokens", hint="give a prompt")
         room = min(self._context_tokens, self._pipeline.longest_prompt + 1)
         if len(ids) >= room:
             raise prompt_too_long(len(ids), room, self._facts.trained_context_tokens)
-        fields, seed = sampling_fields(sampling), drawn_seed(sampling)
+        wanted = sampling or Sampling()
+        fields, seed = sampling_fields(wanted), drawn_seed(wanted)
         self._config(fields, seed, most_tokens=1)  # refused now, not at a step
         self._handles += 1
         handle = Handle(id=self._handles, prompt_tokens=len(ids), cached_tokens=None)
-        self._live[handle.id] = Sequence(handle=handle, ids=ids, fields=fields, seed=seed)
+        reads_only = sampling is None
+        self._live[handle.id] = Sequence(handle=handle, ids=ids, fields=fields, seed=seed, is_read_only=reads_only)
         return handle
 
     def fork(self, handle: Handle, text: str, sampling: Sampling) -> Handle | None:
@@ -122,7 +126,8 @@ class OpenVinoBackend:
             self._live[fork.id].text = parent.text.copy()
         return fork
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """Return the tokens that `add` makes of a prompt. Errors: `UsageError` for ids that the vocabulary lacks."""
         if prompt.ids is None:
             tokenize = self._words.tokenize
             return [token for run in prompt.runs for token in tokenize(run.text, parse_control=run.allows_control)]
@@ -227,7 +232,7 @@ class OpenVinoBackend:
         end = len(sequence.ids)
         if self._pipeline.keeps_prefixes:
             end = min(known + self._chunks.size, end)
-        if end < len(sequence.ids):
+        if end < len(sequence.ids) or sequence.is_read_only:
             sequence.chunk_end = end
             config = self._config({"do_sample": False}, 0, most_tokens=1)
         else:
@@ -273,6 +278,7 @@ class OpenVinoBackend:
         if output.end == "memory":
             return [self._ended(sequence, "", (), "context")]
         sequence.read_tokens, sequence.request, sequence.chunk_end = end, None, None
+        sequence.has_ended = sequence.is_read_only and end == len(sequence.ids)
         return self._progress(sequence, end)
 
     def _progress(self, sequence: Sequence, done_tokens: int) -> list[Update]:

