@@ -74,6 +74,8 @@ class Settings:
     """Whether the app rings when an answer begins after a long wait."""
     keep_awake: bool = True
     """Whether the machine is kept from sleeping while it generates or downloads."""
+    speculation: bool = True
+    """Whether tokens may be guessed ahead and verified several at once, where that pays."""
 
 
 SAMPLING_FIELDS = tuple(each.name for each in fields(SamplingOverrides))
@@ -318,6 +320,7 @@ KINDS: Mapping[str, _Kind] = {
     "log": _Kind(_switch, "false"),
     "bell": _Kind(_switch, "true"),
     "keep_awake": _Kind(_switch, "false"),
+    "speculation": _Kind(_switch, "false"),
     "temperature": _Kind(_number(0.0, 10.0), "0.6"),
     "top_p": _Kind(_number(0.0, 1.0), "0.95"),
     "top_k": _Kind(_count(0, 2**31 - 1), "40"),
@@ -342,7 +345,12 @@ ALIASES = {
 }
 """Words that fingers know from elsewhere."""
 
-OWN_FLAGS = {"temperature": "--temp", "loop_guard": "--no-loop-guard", "log": "--no-log"}
+OWN_FLAGS = {
+    "temperature": "--temp",
+    "loop_guard": "--no-loop-guard",
+    "log": "--no-log",
+    "speculation": "--no-speculation",
+}
 SWITCHES = frozenset({"hide_thinking", "offline"})
 NO_FLAG = frozenset({"repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"})
 

@@ -35,7 +35,10 @@ REPLY_KEYS = [
     "usage",
     "timings",
 ]
-USAGE_KEYS = ["prompt_tokens", "cached_tokens", "think_tokens", "answer_tokens", "tag_tokens", "injected_tokens"]
+USAGE_KEYS = [
+    *("prompt_tokens", "cached_tokens", "think_tokens", "answer_tokens", "tag_tokens", "injected_tokens"),
+    *("drafted_tokens", "accepted_tokens"),
+]
 TIMING_KEYS = ["load_s", "prefill_s", "first_token_s", "first_answer_s", "decode_s", "prefill_tps", "decode_tps"]
 
 

@@ -43,7 +43,7 @@ def test_memory_is_weights_and_cache_and_buffers() -> None:
     assert fit.weights_bytes == 4_675_894_112
     assert fit.kv_bytes == 16_384 * 128 * 1024 == 2 * GIB
     assert fit.compute_bytes == compute_bytes(R1_8B, 16_384)
-    assert fit.output_bytes == output_bytes(R1_8B) == 8 * 4 * 128_256
+    assert fit.output_bytes == output_bytes(R1_8B) == 16 * 4 * 128_256
     assert fit.buffer_bytes == fit.compute_bytes + fit.output_bytes + fit.runtime_bytes
     assert fit.total_bytes == fit.weights_bytes + fit.kv_bytes + fit.buffer_bytes
     assert (fit.verdict, fit.fits, fit.short_bytes) == ("Fits", True, None)

@@ -17,7 +17,11 @@ Value = TypeVar("Value", Usage, Timings, Sampling, FailureRecord)
 
 UNCOUNTED = Usage(
     **dict.fromkeys(
-        ("prompt_tokens", "cached_tokens", "think_tokens", "answer_tokens", "tag_tokens", "injected_tokens"), None
+        (
+            *("prompt_tokens", "cached_tokens", "think_tokens", "answer_tokens", "tag_tokens", "injected_tokens"),
+            *("drafted_tokens", "accepted_tokens"),
+        ),
+        None,
     )
 )
 

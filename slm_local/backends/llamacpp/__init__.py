@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from slm_local.backends.llamacpp.library import AbortFlag, bindings, quiet_log
 from slm_local.backends.llamacpp.prefill import ChunkTuner
 from slm_local.backends.llamacpp.sampling import sampler_chain
 from slm_local.backends.llamacpp.sequences import KvCache, Slot
+from slm_local.backends.llamacpp.speculation import MOST_ROWS, Speculation, can_roll_back
 from slm_local.backends.llamacpp.vocabulary import TokenText, Vocabulary
 from slm_local.errors import DoesNotFit, Interrupted, ModelBroken, SlmError, UsageError
 from slm_local.generation import (
@@ -51,6 +53,8 @@ class LlamaCppBackend:
         self._control: Control | None = None
         self._handles = 0
         self._by_handle: dict[int, Slot] = {}
+        self.speculation: Speculation | None = None
+        """None: off, by the settings or because the model's cache can't take tokens back."""
         self.decode_s = 0.0
         """Seconds spent inside `llama_decode`, for measuring what everything else costs."""
         self.sample_s = 0.0
@@ -67,6 +71,8 @@ class LlamaCppBackend:
         self._model = self._load_model(settings, control, on_progress)
         self._vocabulary = Vocabulary(lib, self._model)
         self._abort = AbortFlag(lib)
+        if settings.speculation and can_roll_back(lib, self._model):
+            self.speculation = Speculation()
         self._context = self._open_context(settings)
         self._batch = self._make_batch(settings.batch_tokens)
         self._batch_tokens = settings.batch_tokens
@@ -107,7 +113,8 @@ class LlamaCppBackend:
         parameters = lib.llama_context_default_params()
         parameters.n_ctx = settings.context_tokens
         parameters.n_batch = parameters.n_ubatch = settings.batch_tokens
-        parameters.n_seq_max = parameters.n_outputs_max = SEQUENCES
+        parameters.n_seq_max = SEQUENCES
+        parameters.n_outputs_max = max(SEQUENCES, MOST_ROWS if self.speculation is not None else 0)
         parameters.n_threads = parameters.n_threads_batch = settings.threads
         parameters.kv_unified = True
         parameters.no_perf = True
@@ -170,6 +177,8 @@ class LlamaCppBackend:
         slot.chain = sampler_chain(self._lib, sampling, self._vocabulary.size, ids)
         slot.text = TokenText()
         slot.injected, slot.has_ended = [], False
+        if self.speculation is not None:
+            self.speculation.begin(slot, ids)
         self._by_handle[slot.handle.id] = slot
         return slot.handle
 
@@ -188,6 +197,7 @@ class LlamaCppBackend:
     def inject(self, handle: Handle, text: str) -> None:
         """Queue `text` behind the token sampled last, an end token aside; its tokens count for the penalties."""
         slot = self._by_handle[handle.id]
+        self._settle(slot)
         slot.has_ended = False
         unfinished = slot.text.flush()
         if unfinished:
@@ -196,7 +206,7 @@ class LlamaCppBackend:
             self._lib.llama_sampler_accept(slot.chain, token)
             shown = slot.text.feed(self._vocabulary.piece(token))
             slot.injected.append(Piece(handle=handle, text=shown, ids=(token,), injected=True))
-            slot.queue.append(token)
+            self._queue(slot, token)
 
     def token_count(self, text: str) -> int:
         """Return how many tokens `inject` makes of a text."""
@@ -207,8 +217,9 @@ class LlamaCppBackend:
         slot = self._by_handle.pop(handle.id, None)
         if slot is None:
             return
+        self._settle(slot)
         self._lib.llama_sampler_free(slot.chain)
-        slot.handle = slot.chain = None
+        slot.handle = slot.chain = slot.source = None
         slot.queue = []
         slot.prompt_left = 0
 
@@ -228,11 +239,17 @@ class LlamaCppBackend:
     # ---- the loop
 
     def step(self, control: Control) -> list[Update]:
-        """Decode one token of every sequence that generates and one chunk of one that reads its prompt."""
+        """Decode one token of every sequence that generates and one chunk of one that reads its prompt.
+
+        Where a draft's next token is verified already, it is handed out instead, without a decode.
+        """
         updates: list[Update] = [self._ended(slot, "", (), "context") for slot in self._too_long()]
         live = self._cache.live()
         if not live or not self._arm(control):
             return updates
+        verified = [slot for slot in live if slot.ahead]
+        if verified:
+            return updates + [self._confirm(slot) for slot in verified]
         rows = self._fill(live)
         begun = time.perf_counter()
         status = self._lib.llama_decode(self._context, self._batch)
@@ -242,11 +259,17 @@ class LlamaCppBackend:
             self.decoded_tokens += self._batch.n_tokens
             if len(rows) == 1 and rows[0][1] > 1:
                 self._chunks.record(rows[0][1], spent)
+            elif len(rows) == 1 and self.speculation is not None:
+                self.speculation.chooser.stepped(self._batch.n_tokens, spent)
             return updates + self._harvest(rows)
-        self._restore(rows)
-        if status == DECODE_NO_ROOM:
+        is_drafted = self._batch.n_tokens > sum(taken for _slot, taken, _row in rows)
+        for slot, _taken, _row in rows:
+            self._restore(slot)
+        if status == DECODE_NO_ROOM and is_drafted:
+            self.speculation = None  # there were cells for it by the ledger: this cache holds less than it says
+        elif status == DECODE_NO_ROOM:
             return updates + self._out_of_room(live)
-        if status != DECODE_ABORTED:
+        elif status != DECODE_ABORTED:
             raise SlmError(f"llama.cpp failed to decode (status {status}); its log says more", hint="slm chat")
         return updates
 
@@ -272,8 +295,23 @@ class LlamaCppBackend:
             self._write(slot, take, count)
             count += take
             rows.append((slot, take, count - 1 if take == waiting else -1))
+        if len(live) == count == len(live[0].queue) == 1:
+            count += self._draft(live[0])
         self._batch.n_tokens = count
         return rows
+
+    def _draft(self, slot: Slot) -> int:
+        """Write a draft behind the only row, where one pays; return its length."""
+        if self.speculation is None:
+            return 0
+        most_rows = min(self._context_tokens - len(slot.cells), self._cache.free_cells(), self._batch_tokens)
+        slot.ahead = self.speculation.draft(slot, most_rows)
+        for row, token in enumerate(slot.ahead, start=1):
+            self._batch.token[row] = token
+            self._batch.pos[row] = len(slot.cells) + row
+            self._batch.seq_id[row][0] = slot.sequence
+            self._batch.logits[row] = 1
+        return len(slot.ahead)
 
     def _write(self, slot: Slot, take: int, row: int) -> None:
         batch, position = self._batch, len(slot.cells)
@@ -300,14 +338,33 @@ class LlamaCppBackend:
                 updates.append(self._sample(slot, row))
         return updates
 
+    def _confirm(self, slot: Slot) -> Piece:
+        """Hand out the token behind a drafted one that was what the model wrote."""
+        slot.cells.append(slot.queue.pop())
+        del slot.ahead[0]
+        return self._sample(slot, slot.row + 1)
+
     def _sample(self, slot: Slot, row: int) -> Piece:
-        assert slot.handle is not None
+        """Sample a row's token; where it is not the one drafted for it, the rest of the draft is cut off."""
         begun = time.perf_counter()
         token = self._lib.llama_sampler_sample(slot.chain, self._context, row)
         self.sample_s += time.perf_counter() - begun
+        piece = self._taken(slot, token)
+        if not slot.ahead or self.speculation is None:
+            return piece
+        drafted, is_kept = len(slot.ahead) if row == 0 else 0, token == slot.ahead[0]
+        slot.row = row
+        self.speculation.judged(is_kept=is_kept)
+        if not is_kept or piece.end is not None:
+            self._settle(slot)
+        return replace(piece, drafted_tokens=drafted, is_accepted=is_kept)
+
+    def _taken(self, slot: Slot, token: int) -> Piece:
+        """Queue a sampled token and return its piece."""
+        assert slot.handle is not None
         if self._vocabulary.is_end(token):
             return self._ended(slot, "", (token,), "stop")
-        slot.queue.append(token)
+        self._queue(slot, token)
         text = slot.text.feed(self._vocabulary.piece(token))
         if len(slot.cells) >= self._context_tokens:
             return self._ended(slot, text, (token,), "context")
@@ -326,12 +383,23 @@ class LlamaCppBackend:
         slot.injected, slot.queue = [], slot.queue[: len(slot.queue) - dropped]
         return Piece(handle=slot.handle, text=text + unfinished, ids=ids, end=end)
 
-    def _restore(self, rows: list[tuple[Slot, int, int]]) -> None:
-        """Bring the cache back to the ledger after a decode that did not finish; what was queued stays queued."""
-        for slot, _taken, _row in rows:
-            before = list(slot.cells)
-            kept = self._cache.cut(slot, len(before))
-            slot.queue[:0] = before[kept:]
+    def _queue(self, slot: Slot, token: int) -> None:
+        slot.queue.append(token)
+        if slot.source is not None:
+            slot.source.add(token)
+
+    def _settle(self, slot: Slot) -> None:
+        """Take back what was decoded of a draft and not handed out: cache and queue are as without a draft."""
+        if slot.ahead and not self._restore(slot):
+            self.speculation = None  # every draft would cost so much
+
+    def _restore(self, slot: Slot) -> bool:
+        """Bring the cache back to the ledger; what it refuses to keep is queued again. Return whether it kept all."""
+        before = list(slot.cells)
+        kept = self._cache.cut(slot, len(before))
+        slot.queue[:0] = before[kept:]
+        slot.ahead = []
+        return kept == len(before)
 
     def _out_of_room(self, live: list[Slot]) -> list[Update]:
         """Empty an idle slot, else end the longest sequence: the cells are shared and they are all taken."""

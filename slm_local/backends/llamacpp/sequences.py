@@ -26,6 +26,12 @@ class Slot:
     text: TokenText = field(default_factory=TokenText)
     injected: list[Piece] = field(default_factory=list)
     """What an injection will show once its tokens, the last of `queue`, are decoded."""
+    source: Any = None
+    """Who guesses how the sequence goes on (`speculation.Source`), fed with every token of it; None: nobody."""
+    ahead: list[int] = field(default_factory=list)
+    """Drafted tokens that the cache holds beyond `cells`; verified one a step, or cut off."""
+    row: int = 0
+    """Row of the logits that were sampled last."""
     has_ended: bool = False
     """Whether the sequence came to an end and waits to be removed, or continued by an injection."""
     last_used: int = 0
@@ -75,9 +81,9 @@ class KvCache:
     def make_room(self, cells: int, *, spare: Slot | None = None) -> bool:
         """Empty idle slots, least recently used first, until `cells` cells are free; return whether they are."""
         idle = sorted((s for s in self.slots if s.handle is None and s is not spare), key=lambda s: s.last_used)
-        while self._free_cells() < cells and idle:
+        while self.free_cells() < cells and idle:
             self.cut(idle.pop(0), 0)
-        return self._free_cells() >= cells
+        return self.free_cells() >= cells
 
     def empty_one(self) -> bool:
         """Empty the idle slot used longest ago; return False when there is none with cells."""
@@ -87,7 +93,8 @@ class KvCache:
         self.cut(min(idle, key=lambda s: s.last_used), 0)
         return True
 
-    def _free_cells(self) -> int:
+    def free_cells(self) -> int:
+        """Return how many cells no sequence holds."""
         return self.tokens - sum(len(slot.cells) for slot in self.slots)
 
     def _can_keep(self, slot: Slot, keep: int) -> bool:
