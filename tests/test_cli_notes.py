@@ -156,3 +156,9 @@ def test_tags_and_what_was_put_in_for_the_model_are_counted_apart() -> None:
     usage = Usage(think_tokens=40, answer_tokens=2, tag_tokens=1, injected_tokens=9)
     lines = notes.timing_lines(replace(REPLY, usage=usage))
     assert "eval count:            42 tokens (thinking 40, 1 of them tags, 9 of them injected)" in lines
+
+
+def test_what_was_guessed_ahead_is_told_where_anything_was() -> None:
+    usage = Usage(think_tokens=400, answer_tokens=2, drafted_tokens=128, accepted_tokens=96)
+    assert "speculation:           drafted 128, kept 96" in notes.timing_lines(replace(REPLY, usage=usage))
+    assert not [line for line in notes.timing_lines(REPLY) if "drafted" in line]

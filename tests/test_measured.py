@@ -307,6 +307,13 @@ def test_a_reply_that_says_nothing_of_the_memory_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reply_much_of_which_was_guessed_ahead_is_not_kept() -> None:
+    said = reply(200)
+    few, many = (replace(said, usage=replace(said.usage, drafted_tokens=drafted)) for drafted in (10, 11))
+    assert worth_remembering("llamacpp", few, CACHED_BYTES)
+    assert not worth_remembering("llamacpp", many, CACHED_BYTES)
+
+
 def test_the_shortest_reply_and_the_smallest_model_that_count() -> None:
     assert worth_remembering("llamacpp", reply(LEAST_TOKENS), CACHED_BYTES)
 
