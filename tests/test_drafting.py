@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_local.backends.llamacpp.drafting import (
@@ -58,6 +58,7 @@ def test_a_long_prompt_is_read_in_parts_and_nothing_is_drafted_before_its_end() 
     assert index.draft(3) == [10, 11, 12]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=60))
 def test_the_index_says_what_a_search_through_all_tokens_says(tokens: list[int]) -> None:
     index = NgramIndex(())
