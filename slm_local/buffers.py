@@ -15,11 +15,8 @@ from slm_local.model import ModelSpec, Shape
 BATCH_TOKENS = 512
 """Tokens of a prompt decoded in one call: `LoadSettings.batch_tokens`."""
 
-SEQUENCES = 8
-"""Sequences that may be live at once, as the llama.cpp backend opens its context."""
-
-OUTPUTS = 16
-"""Rows whose logits may be kept at once there: those of its longest draft (`drafting.WIDTHS`)."""
+OUTPUTS = 8
+"""Sequences whose logits are kept at once, as the llama.cpp backend opens its context."""
 
 CONTEXT_STEP = 256
 """llama.cpp rounds a context up to this many tokens (GGML_PAD in llama_context)."""

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from slm_local.buffers import BATCH_TOKENS, CONTEXT_STEP, SEQUENCES, compute_bytes, kv_cells, output_bytes
+from slm_local.buffers import BATCH_TOKENS, CONTEXT_STEP, OUTPUTS, compute_bytes, kv_cells, output_bytes
 from slm_local.hardware import Device, Hardware
 from slm_local.measured import CACHED_BYTES
 from slm_local.model import ModelSpec, Variant
@@ -239,9 +239,7 @@ def usable_bytes(free: int) -> int:
 def kv_bytes(spec: ModelSpec, context_tokens: int, bytes_per_value: float = KV_BYTES_PER_VALUE) -> int | None:
     """Return the bytes of the KV cache for a context, and of recurrent states; None where the shape is not known."""
     per_token = spec.shape.kv_bytes_per_token(bytes_per_value)
-    return (
-        None if per_token is None else per_token * kv_cells(context_tokens) + SEQUENCES * (spec.shape.state_bytes or 0)
-    )
+    return None if per_token is None else per_token * kv_cells(context_tokens) + OUTPUTS * (spec.shape.state_bytes or 0)
 
 
 def runtime_bytes(spec: ModelSpec, backend: str = "llamacpp") -> int:

@@ -101,6 +101,14 @@ def text_prompt(text: str = QUESTION) -> Prompt:
     return Prompt(runs=(PromptRun(text=text, allows_control=True),))
 
 
+def begun(backend: LlamaCppBackend, sampling: Sampling) -> Handle:
+    """Add the question; drafts are made for a seed, too, which otherwise says that none are wanted."""
+    handle = backend.add(text_prompt(), sampling)
+    if backend.speculation is not None:
+        backend.speculation.begin(backend._by_handle[handle.id], ())
+    return handle
+
+
 def pieces(backend: LlamaCppBackend, handle: Handle, most: int) -> list[Piece]:
     """Step until the sequence ends or `most` pieces came; each step gives one that the model wrote, at most."""
     found: list[Piece] = []
@@ -118,7 +126,7 @@ def ids(found: list[Piece]) -> list[int]:
 def written(backend: LlamaCppBackend, sampling: Sampling, most: int = 120) -> list[int]:
     """Return what the model writes in plain steps."""
     backend.speculation = None
-    handle = backend.add(text_prompt(), sampling)
+    handle = begun(backend, sampling)
     found = ids(pieces(backend, handle, most))
     backend.remove(handle)
     return found
@@ -150,7 +158,7 @@ def test_the_text_is_that_of_plain_steps_however_guesses_fare(
 ) -> None:
     plain = written(backend, sampling)
     backend.speculation = guessing(lambda prompt: Recorded(prompt, plain, wrong))
-    handle = backend.add(text_prompt(), sampling)
+    handle = begun(backend, sampling)
     found = pieces(backend, handle, 120)
     assert ids(found) == plain
     cells, queue = held(backend, handle)
@@ -191,7 +199,7 @@ def count_decodes(backend: LlamaCppBackend) -> Callable[[], int]:
 def test_an_injection_in_mid_burst_follows_what_was_handed_out_and_nothing_else(backend: LlamaCppBackend) -> None:
     for sampling in (Sampling(), Sampling(temperature=2.0, seed=4, repeat_penalty=1.2)):
         plain = written(backend, sampling)
-        handle = backend.add(text_prompt(), sampling)
+        handle = begun(backend, sampling)
         before = pieces(backend, handle, 11)
         backend.inject(handle, BRIDGE)
         after = ids(pieces(backend, handle, 40))
@@ -199,7 +207,7 @@ def test_an_injection_in_mid_burst_follows_what_was_handed_out_and_nothing_else(
         backend.remove(handle)
 
         backend.speculation = guessing(lambda prompt: Recorded(prompt, plain, 0))  # noqa: B023
-        handle = backend.add(text_prompt(), sampling)
+        handle = begun(backend, sampling)
         assert ids(pieces(backend, handle, 11)) == ids(before)
         slot = backend._by_handle[handle.id]
         assert slot.ahead  # in mid-burst
@@ -207,7 +215,7 @@ def test_an_injection_in_mid_burst_follows_what_was_handed_out_and_nothing_else(
         assert slot.ahead == []
         assert ids(pieces(backend, handle, 40)) == after
         assert_cache_is_ledger(backend)
-        backend._settle(slot)
+        backend._take_back(slot)
         assert held(backend, handle) == (cells, queue)
         backend.remove(handle)
 
@@ -302,6 +310,14 @@ def test_a_cache_that_refuses_to_take_tokens_back_costs_a_reading_once_and_ends_
     assert ids(pieces(backend, handle, 30)) == plain[:30]
     assert backend.speculation is None
     backend.remove(handle)
+
+
+def test_a_seed_gets_no_drafts(backend: LlamaCppBackend) -> None:
+    backend.speculation = guessing(lambda prompt: Recorded(prompt, [WRONG] * 40, 0))
+    for sampling, is_drafted in ((Sampling(temperature=1.0, seed=1), False), (Sampling(temperature=1.0), True)):
+        handle = backend.add(text_prompt(), sampling)
+        assert any(piece.drafted_tokens for piece in pieces(backend, handle, 20)) == is_drafted
+        backend.remove(handle)
 
 
 def test_it_is_off_where_the_settings_say_so(tiny_reasoner: Path) -> None:

@@ -6,8 +6,7 @@ Writes the synthetic models (docs/benchmarks/synthetic.py) that are not in FOLDE
 slm's own engine with two contexts each: a prompt of some batches, then some tokens. Two comparisons:
 
 1. parts: weights, KV cache, compute buffer and output buffer beside the sizes that llama.cpp says of its own buffers.
-   A weight that it repacks is in two of its buffers, in the mapped file and in CPU_REPACK; it counts once. The output
-   buffer is foretold as large as the longest draft has it grow; here is what it has before.
+   A weight that it repacks is in two of its buffers, in the mapped file and in CPU_REPACK; it counts once.
 2. peak: the most memory that the child process held at once (VmHWM), less what llama.cpp repacked, beside the total
    foretold. Repacked weights are in the process twice, as pages of the file and rearranged; the pages are read once and
    the system drops them when another program needs memory, so they count once.
@@ -26,7 +25,6 @@ from pathlib import Path
 
 from synthetic import MODELS, write_model
 
-from slm_local.buffers import OUTPUTS, SEQUENCES
 from slm_local.config import Settings
 from slm_local.engine import open_model
 from slm_local.fit import Fit, predict
@@ -66,7 +64,7 @@ class Measured:
         assert fit.weights_bytes is not None
         assert fit.kv_bytes is not None
         kinds = {"model": fit.weights_bytes, "KV": fit.kv_bytes, "compute": fit.compute_bytes}
-        return kinds | {"output": fit.output_bytes * SEQUENCES // OUTPUTS}
+        return kinds | {"output": fit.output_bytes}
 
     @property
     def peak_error(self) -> float:

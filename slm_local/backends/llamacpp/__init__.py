@@ -177,8 +177,8 @@ class LlamaCppBackend:
         slot.chain = sampler_chain(self._lib, sampling, self._vocabulary.size, ids)
         slot.text = TokenText()
         slot.injected, slot.has_ended = [], False
-        if self.speculation is not None:
-            self.speculation.begin(slot, ids)
+        if self.speculation is not None and sampling.seed is None:
+            self.speculation.begin(slot, ids)  # not for a seed: the shape of steps, and so ties, depend on the clock
         self._by_handle[slot.handle.id] = slot
         return slot.handle
 
@@ -197,7 +197,7 @@ class LlamaCppBackend:
     def inject(self, handle: Handle, text: str) -> None:
         """Queue `text` behind the token sampled last, an end token aside; its tokens count for the penalties."""
         slot = self._by_handle[handle.id]
-        self._settle(slot)
+        self._take_back(slot)
         slot.has_ended = False
         unfinished = slot.text.flush()
         if unfinished:
@@ -217,7 +217,7 @@ class LlamaCppBackend:
         slot = self._by_handle.pop(handle.id, None)
         if slot is None:
             return
-        self._settle(slot)
+        self._take_back(slot)
         self._lib.llama_sampler_free(slot.chain)
         slot.handle = slot.chain = slot.source = None
         slot.queue = []
@@ -356,7 +356,7 @@ class LlamaCppBackend:
         slot.row = row
         self.speculation.judged(is_kept=is_kept)
         if not is_kept or piece.end is not None:
-            self._settle(slot)
+            self._take_back(slot)
         return replace(piece, drafted_tokens=drafted, is_accepted=is_kept)
 
     def _taken(self, slot: Slot, token: int) -> Piece:
@@ -388,7 +388,7 @@ class LlamaCppBackend:
         if slot.source is not None:
             slot.source.add(token)
 
-    def _settle(self, slot: Slot) -> None:
+    def _take_back(self, slot: Slot) -> None:
         """Take back what was decoded of a draft and not handed out: cache and queue are as without a draft."""
         if slot.ahead and not self._restore(slot):
             self.speculation = None  # every draft would cost so much

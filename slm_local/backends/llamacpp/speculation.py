@@ -65,7 +65,9 @@ class Speculation:
 
     def draft(self, slot: Slot, most_rows: int) -> list[int]:
         """Return the tokens to decode behind the one that is due; none where that does not pay."""
-        source: Source = slot.source
+        source: Source | None = slot.source
+        if source is None:
+            return []
         self._matched, self._place = source.match(), 0
         rows = self.chooser.rows(self._matched, min(most_rows, MOST_ROWS)) if self._matched else 1
         return source.draft(rows - 1) if rows > 1 else []
