@@ -97,6 +97,10 @@ def guessing(source_of: Callable[[Sequence[int]], Source], rows: int = 8) -> Spe
     return Speculation(source_of, Wide(rows))
 
 
+def is_off(backend: LlamaCppBackend) -> bool:
+    return backend.speculation is None
+
+
 def text_prompt(text: str = QUESTION) -> Prompt:
     return Prompt(runs=(PromptRun(text=text, allows_control=True),))
 
@@ -308,7 +312,7 @@ def test_a_cache_that_refuses_to_take_tokens_back_costs_a_reading_once_and_ends_
     handle = backend.add(text_prompt(), Sampling())
     monkeypatch.setattr(backend._cache, "_can_keep", lambda slot, keep: False)
     assert ids(pieces(backend, handle, 30)) == plain[:30]
-    assert backend.speculation is None
+    assert is_off(backend)
     backend.remove(handle)
 
 
