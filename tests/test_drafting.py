@@ -209,6 +209,16 @@ def test_the_account_bounds_the_loss_whatever_was_won_before() -> None:
     assert lost <= START + ALLOWANCE * (10_000 + FIRST_STEPS)
 
 
+@pytest.mark.parametrize("curve", [REPACKED, STEEP], ids=["repacked", "steep"])
+def test_what_one_reply_won_is_not_lost_in_the_next(curve: dict[int, float]) -> None:
+    model = Simulated(curve)
+    for _ in range(5):
+        model.run(256, 1.0)
+        model.drafting.begin()
+        assert model.run(256, 0.0) >= 0.97
+        model.drafting.begin()
+
+
 def test_it_comes_back_when_another_text_begins() -> None:
     model = Simulated(REPACKED)
     model.run(1500, 0.0)

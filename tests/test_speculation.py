@@ -41,6 +41,9 @@ class Wide:
         self._rows = rows
         self.asked_most: list[int] = []
 
+    def begin(self) -> None:
+        pass
+
     def rows(self, matched: int, most: int) -> int:
         self.asked_most.append(most)
         return min(self._rows, most)

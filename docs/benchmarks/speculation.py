@@ -116,6 +116,9 @@ class Fixed:
         self.times = StepTimes()
         self.seconds: list[float] = []
 
+    def begin(self) -> None:
+        """Change nothing for another sequence."""
+
     def rows(self, matched: int, most: int) -> int:
         """Return the width, or what there is room for."""
         return min(self._rows, most)

@@ -37,7 +37,8 @@ ALLOWANCE = 0.015
 """Plain steps that each decode may lose: with `START` at most 3 % of a reply of 130 tokens that no draft fits."""
 
 START, MOST = 2.0, 16.0
-"""Balance in plain steps at first and at most: how much of what drafts won may be lost again."""
+"""Balance in plain steps, at most, with which a reply begins, and to which it may grow: how much of what drafts won in
+it may be lost again."""
 
 RETRY_AFTER = (8, 256)
 """Plain steps after which a draft is tried that does not seem to pay, for chance may have had it look so, or another
@@ -111,6 +112,10 @@ class Drafting:
         self._idle = 0
         """Plain steps since the last draft."""
         self._retry_after = RETRY_AFTER[0]
+
+    def begin(self) -> None:
+        """Begin another reply: what the last one won is no reason to lose it here."""
+        self._balance = min(self._balance, START)
 
     def rows(self, matched: int, most: int) -> int:
         """Return how many rows the next decode should have, `most` at most, where `matched` tokens stood before.

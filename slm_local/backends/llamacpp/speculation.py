@@ -36,6 +36,10 @@ class Source(Protocol):
 class Chooser(Protocol):
     """Who decides how many rows a decode has; `Drafting` says what each is told."""
 
+    def begin(self) -> None:
+        """Take note that another sequence begins."""
+        ...
+
     def rows(self, matched: int, most: int) -> int:
         """Return the rows of the next decode; 1: no draft."""
         ...
@@ -62,6 +66,7 @@ class Speculation:
     def begin(self, slot: Slot, prompt: Sequence[int]) -> None:
         """Begin to guess for a sequence."""
         slot.source = self.source_of(prompt)
+        self.chooser.begin()
 
     def draft(self, slot: Slot, most_rows: int) -> list[int]:
         """Return the tokens to decode behind the one that is due; none where that does not pay."""
