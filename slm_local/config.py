@@ -77,6 +77,8 @@ class Settings:
     """Whether the app rings when an answer begins after a long wait."""
     keep_awake: bool = True
     """Whether the machine is kept from sleeping while it generates or downloads."""
+    speculation: bool = True
+    """Whether tokens may be guessed ahead and verified several at once, where that pays."""
     warm: bool = True
     """Whether the engine reads a conversation again while the person reads its answer; never while power is saved."""
     state_cache_gb: float | None = None
@@ -331,6 +333,7 @@ KINDS: Mapping[str, _Kind] = {
     "log": _Kind(_switch, "false"),
     "bell": _Kind(_switch, "true"),
     "keep_awake": _Kind(_switch, "false"),
+    "speculation": _Kind(_switch, "false"),
     "warm": _Kind(_switch, "false"),
     "state_cache_gb": _Kind(_number(0.0, 1e6), "4"),
     "temperature": _Kind(_number(0.0, 10.0), "0.6"),
@@ -357,7 +360,12 @@ ALIASES = {
 }
 """Words that fingers know from elsewhere."""
 
-OWN_FLAGS = {"temperature": "--temp", "loop_guard": "--no-loop-guard", "log": "--no-log"}
+OWN_FLAGS = {
+    "temperature": "--temp",
+    "loop_guard": "--no-loop-guard",
+    "log": "--no-log",
+    "speculation": "--no-speculation",
+}
 SWITCHES = frozenset({"hide_thinking", "offline", "early_exit"})
 NO_FLAG = frozenset({"repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"})
 

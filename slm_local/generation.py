@@ -153,6 +153,8 @@ class LoadSettings:
     """Longest prompt, thoughts read again included, on a device of fixed shapes (NPU); None: the context."""
     response_tokens: int | None = None
     """Longest response on such a device; None: the context."""
+    speculation: bool = True
+    """Whether tokens may be guessed ahead and verified several at once, where the runtime can and it pays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +238,10 @@ class Piece:
     injected: bool = False
     logprob: float | None = None
     end: PieceEnd | None = None
+    drafted_tokens: int = 0
+    """Tokens drafted to follow, and decoded with, what this piece was sampled from."""
+    is_accepted: bool = False
+    """Whether its token had been drafted."""
 
 
 Update = PromptProgress | Note | Piece
@@ -258,6 +264,10 @@ class Usage:
     """How often the answer was tried while the model thought."""
     probe_tokens: int | None = 0
     """Tokens read and written for that, outside thinking and answer."""
+    drafted_tokens: int | None = 0
+    """Tokens guessed ahead, to be verified several at once."""
+    accepted_tokens: int | None = 0
+    """Those of the tokens generated that had been guessed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

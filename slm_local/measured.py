@@ -46,6 +46,10 @@ KEPT_RATES = 5
 LEAST_TOKENS = 64
 """A shorter reply says more of its first tokens than of an engine's speed."""
 
+DRAFTED_SHARE = 0.05
+"""Tokens guessed ahead, as a share of those generated, up to which a reply's speed is that of decoding one by one: what
+trials of guesses that fail may cost is less (`backends.llamacpp.drafting`)."""
+
 CACHED_BYTES = 256 * 2**20
 """A model that reads less for a token lives in the processor's caches in part: bandwidth says nothing of its speed
 (a 98 MB model ran at a third of what bandwidth allows)."""
@@ -211,8 +215,8 @@ def remember_reply(
 def worth_remembering(engine: str, reply: Reply, weights_bytes: int | None) -> bool:
     """Say whether a reply tells how fast an engine reads memory.
 
-    It does when it is long enough, its tokens were all decoded one by one, and the model is too large for the
-    processor's caches; a scripted or remote engine reads no memory here.
+    It does when it is long enough, its tokens were decoded one by one but for a few that were guessed ahead, and the
+    model is too large for the processor's caches; a scripted or remote engine reads no memory here.
     """
     usage = reply.usage
     decoded = (usage.think_tokens or 0) + (usage.answer_tokens or 0)
@@ -221,6 +225,7 @@ def worth_remembering(engine: str, reply: Reply, weights_bytes: int | None) -> b
         and decoded >= LEAST_TOKENS
         and not usage.injected_tokens
         and not usage.probe_tokens
+        and (usage.drafted_tokens or 0) <= DRAFTED_SHARE * decoded
         and weights_bytes is not None
         and weights_bytes >= CACHED_BYTES
         and reply.timings.decode_tps > 0.0

@@ -124,6 +124,7 @@ def timing_lines(reply: Reply) -> list[str]:
         *([_probe_line(usage)] if usage.probes else []),
         f"eval duration:         {timings.decode_s:.3f} s",
         f"eval rate:             {timings.decode_tps:.1f} tokens/s",
+        *_drafts(usage),
         f"peak memory:           {gigabytes(timings.peak_rss_bytes)}",
     ]
 
@@ -250,6 +251,13 @@ def _inside(usage: Usage) -> str:
     """Return what of the thinking were tags and what was put in for the model, where there was any."""
     parts = ((usage.tag_tokens, "tags"), (usage.injected_tokens, "injected"))
     return "".join(f", {count:,} of them {what}" for count, what in parts if count)
+
+
+def _drafts(usage: Usage) -> list[str]:
+    """Return how many tokens were guessed ahead and how many of them were right, where any were."""
+    if not usage.drafted_tokens:
+        return []
+    return [f"speculation:           drafted {usage.drafted_tokens:,}, kept {usage.accepted_tokens or 0:,}"]
 
 
 def _listed(head: str, lines: tuple[str, ...]) -> list[str]:

@@ -12,6 +12,7 @@ THINK_TAGS = ReasoningTags(open="<think>", close="</think>")
 def load_settings_for(
     backend: str, path: Path, *, context: int = 2048, tags: ReasoningTags | None = None, switch: str | None = None
 ) -> LoadSettings:
+    """Return settings without speculation: when it drafts depends on the clock, and a tie's outcome on the batch."""
     return LoadSettings(
         backend=backend,
         model_path=str(path),
@@ -19,4 +20,5 @@ def load_settings_for(
         threads=1,
         tags=tags,
         think=ThinkControl(switch=switch),
+        speculation=False,
     )

@@ -166,3 +166,9 @@ def test_answers_that_were_tried_are_counted_apart(probes: int, said: str) -> No
     assert f"answers tried:         {said}" in lines
     assert "eval count:            42 tokens (thinking 40)" in lines
     assert not any("probe" in line for line in notes.timing_lines(REPLY))
+
+
+def test_what_was_guessed_ahead_is_told_where_anything_was() -> None:
+    usage = Usage(think_tokens=400, answer_tokens=2, drafted_tokens=128, accepted_tokens=96)
+    assert "speculation:           drafted 128, kept 96" in notes.timing_lines(replace(REPLY, usage=usage))
+    assert not [line for line in notes.timing_lines(REPLY) if "drafted" in line]

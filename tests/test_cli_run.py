@@ -36,14 +36,8 @@ REPLY_KEYS = [
     "timings",
 ]
 USAGE_KEYS = [
-    "prompt_tokens",
-    "cached_tokens",
-    "think_tokens",
-    "answer_tokens",
-    "tag_tokens",
-    "injected_tokens",
-    "probes",
-    "probe_tokens",
+    *("prompt_tokens", "cached_tokens", "think_tokens", "answer_tokens", "tag_tokens", "injected_tokens"),
+    *("probes", "probe_tokens", "drafted_tokens", "accepted_tokens"),
 ]
 TIMING_KEYS = ["load_s", "prefill_s", "first_token_s", "first_answer_s", "decode_s", "prefill_tps", "decode_tps"]
 

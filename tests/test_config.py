@@ -62,6 +62,16 @@ def test_thinking_is_switched_off_on_the_reference(tmp_path: Path, key: str, val
     assert settings.think.mode == "off"
 
 
+def test_speculation_may_be_switched_off_in_every_source(tmp_path: Path) -> None:
+    plain = environment(tmp_path)
+    assert load_settings({}, environment=plain).speculation
+    assert not load_settings({}, environment={**plain, "SLM_SPECULATION": "false"}).speculation
+    assert not load_settings({}, reference_settings={"speculation": "false"}, environment=plain).speculation
+    assert not load_settings({"speculation": False}, environment=plain).speculation
+    write_config(tmp_path, "speculation = false")
+    assert not load_settings({}, environment=plain).speculation
+
+
 def test_how_long_to_think_may_stand_in_every_source(tmp_path: Path) -> None:
     write_config(tmp_path, 'think = 256\nbridge = " So:"\nanswer_reserve = 64\nloop_guard = false\nearly_exit = true\n')
     plain = environment(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,13 @@ def test_a_reply_that_says_nothing_of_the_memory_is_not_kept(
     assert not worth_remembering(engine, said, weights_bytes)
     remember_reply(tmp_path, engine, said, weights_bytes=weights_bytes, kv_bytes_per_token=1000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reply_much_of_which_was_guessed_ahead_is_not_kept() -> None:
+    said = reply(200)
+    few, many = (replace(said, usage=replace(said.usage, drafted_tokens=drafted)) for drafted in (10, 11))
+    assert worth_remembering("llamacpp", few, CACHED_BYTES)
+    assert not worth_remembering("llamacpp", many, CACHED_BYTES)
 
 
 def test_the_shortest_reply_and_the_smallest_model_that_count() -> None:

@@ -53,7 +53,9 @@ def command(
     """
     terminal: Terminal = context.obj
     registry = registry_here(terminal)
-    choice = choose(model, settings=flags.settings(registry.resolve(model).settings), registry=registry)
+    settings = flags.settings(registry.resolve(model).settings)
+    # one by one: what a step costs is asked for, and a random prompt's text says nothing of how guesses fare
+    choice = choose(model, settings=replace(settings, speculation=False), registry=registry)
     for note in choice.notes:
         terminal.say(note, DIM)
     plans = raceable(choice)

@@ -132,6 +132,9 @@ class Flags(EngineFlags):
     ] = None
 
     no_log: Annotated[bool, _flag("--no-log", group=SHOWN, text="don't keep it in the history")] = False
+    no_speculation: Annotated[
+        bool, _flag("--no-speculation", group=MACHINE, text="guess no tokens ahead: decode one by one")
+    ] = False
 
     def given(self) -> dict[str, object]:
         """Return the flags by their settings' names, None for one that was not given. Errors: `UsageError`."""
@@ -153,6 +156,7 @@ class Flags(EngineFlags):
             "early_exit": self.early_exit or None,
             "hide_thinking": self.hide_thinking or None,
             "log": False if self.no_log else None,
+            "speculation": False if self.no_speculation else None,
             "temperature": self.temp,
             "stop": tuple(self.stop) if self.stop else None,
             **dict(sampling_option(text) for text in self.option or ()),

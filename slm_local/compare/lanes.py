@@ -94,6 +94,7 @@ def _load_key(choice: Choice) -> tuple[object, ...]:
     return (
         *(choice.spec.id, form.kind, form.quant, form.path or (form.repo, form.file)),
         *(plan.backend, plan.device, plan.threads, settings.context_tokens, settings.template_file, settings.bridge),
+        settings.speculation,
     )
 
 

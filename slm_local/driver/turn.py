@@ -37,7 +37,7 @@ class Turn:
         self._rule = rule
         self._clock = clock
         self._stops = StopText(request.stop)
-        self._generated = self._injected = self._nudge_tokens = 0
+        self._generated = self._injected = self._nudge_tokens = self._drafted = self._accepted = 0
         self._is_nudged = False
         self._skips_injected = False
         """Whether what is injected next is a nudge behind the closing tag: no part of thinking or answer."""
@@ -70,6 +70,8 @@ class Turn:
         count = len(piece.ids)
         self._generated += count
         self._injected += count if piece.injected else 0
+        self._drafted += piece.drafted_tokens
+        self._accepted += piece.is_accepted
         if self._rule is None:
             return self._events([AnswerDelta(text=piece.text, tokens=count)])
         if piece.injected and self._skips_injected:
@@ -217,4 +219,6 @@ class Turn:
             injected_tokens=self._injected,
             probes=self._probes,
             probe_tokens=self._probe_tokens,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )

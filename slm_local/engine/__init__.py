@@ -379,6 +379,7 @@ def _load_settings(plan: Plan, settings: Settings) -> LoadSettings:
         device=plan.device,
         prompt_tokens=plan.prompt_tokens,
         response_tokens=plan.response_tokens,
+        speculation=settings.speculation,
     )
 
 

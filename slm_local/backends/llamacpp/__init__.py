@@ -19,6 +19,7 @@ from slm_local.backends.llamacpp.library import AbortFlag, bindings, quiet_log
 from slm_local.backends.llamacpp.prefill import ChunkTuner
 from slm_local.backends.llamacpp.sampling import sampler_chain
 from slm_local.backends.llamacpp.sequences import KvCache, Slot
+from slm_local.backends.llamacpp.speculation import MOST_ROWS, Speculation, can_roll_back
 from slm_local.backends.llamacpp.state import Facts, facts_of, restore_state, save_state
 from slm_local.backends.llamacpp.threads import ThreadControl
 from slm_local.backends.llamacpp.vocabulary import TokenText, Vocabulary
@@ -65,6 +66,8 @@ class LlamaCppBackend:
         self._control: Control | None = None
         self._handles = 0
         self._by_handle: dict[int, Slot] = {}
+        self.speculation: Speculation | None = None
+        """None: off, by the settings or because the model's cache can't take tokens back."""
         self.decode_s = 0.0
         """Seconds spent inside `llama_decode`, for measuring what everything else costs."""
         self.sample_s = 0.0
@@ -83,7 +86,9 @@ class LlamaCppBackend:
         self._model = self._load_model(settings, control, on_progress)
         self._vocabulary = Vocabulary(lib, self._model)
         self._abort = AbortFlag(lib)
-        if lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model):
+        if settings.speculation and can_roll_back(lib, self._model):
+            self.speculation = Speculation()
+        if not can_roll_back(lib, self._model):
             self.max_sequences, self._forks = PLACES_WITH_STATE, FORKS_WITH_STATE
         self._slots = self.max_sequences + self._forks
         self._batch_rows = max(settings.batch_tokens, 2 * self._slots)
@@ -128,7 +133,8 @@ class LlamaCppBackend:
         parameters = lib.llama_context_default_params()
         parameters.n_ctx = settings.context_tokens
         parameters.n_batch, parameters.n_ubatch = self._batch_rows, settings.batch_tokens
-        parameters.n_seq_max = parameters.n_outputs_max = self._slots
+        parameters.n_seq_max = self._slots
+        parameters.n_outputs_max = max(self._slots, MOST_ROWS if self.speculation is not None else 0)
         parameters.n_threads = parameters.n_threads_batch = settings.threads
         parameters.kv_unified = True
         parameters.no_perf = True
@@ -195,14 +201,14 @@ class LlamaCppBackend:
         if sum(slot.is_fork for slot in self._by_handle.values()) >= self._forks:
             return None
         parent = self._by_handle[handle.id]
+        self._take_back(parent)
         added = self._vocabulary.tokenize(text, parse_control=True)
-        fork = self._begin(parent.cells + parent.queue + added, sampling)
-        self._by_handle[fork.id].is_fork = True
+        fork = self._begin(parent.cells + parent.queue + added, sampling, is_fork=True)
         if not text:
             self._by_handle[fork.id].text = parent.text.copy()
         return fork
 
-    def _begin(self, ids: list[int], sampling: Sampling | None) -> Handle:
+    def _begin(self, ids: list[int], sampling: Sampling | None, *, is_fork: bool = False) -> Handle:
         if len(ids) >= self._context_tokens:
             longest = int(self._lib.llama_model_n_ctx_train(self._model))
             raise prompt_too_long(len(ids), self._context_tokens, longest)
@@ -214,7 +220,10 @@ class LlamaCppBackend:
         slot.is_read_only = sampling is None
         slot.chain = None if sampling is None else sampler_chain(self._lib, sampling, self._vocabulary.size, ids)
         slot.text = TokenText()
-        slot.injected, slot.has_ended, slot.is_fork = [], whole is not None, False
+        slot.injected, slot.has_ended, slot.is_fork = [], whole is not None, is_fork
+        # not for a seed: the shape of steps, and so ties, depend on the clock
+        if self.speculation is not None and sampling is not None and sampling.seed is None and not is_fork:
+            self.speculation.begin(slot, ids)
         self._by_handle[slot.handle.id] = slot
         return slot.handle
 
@@ -234,6 +243,7 @@ class LlamaCppBackend:
     def inject(self, handle: Handle, text: str) -> None:
         """Queue `text` behind the token sampled last, an end token aside; its tokens count for the penalties."""
         slot = self._by_handle[handle.id]
+        self._take_back(slot)
         slot.has_ended = False
         unfinished = slot.text.flush()
         if unfinished:
@@ -242,7 +252,7 @@ class LlamaCppBackend:
             self._lib.llama_sampler_accept(slot.chain, token)
             shown = slot.text.feed(self._vocabulary.piece(token))
             slot.injected.append(Piece(handle=handle, text=shown, ids=(token,), injected=True))
-            slot.queue.append(token)
+            self._queue(slot, token)
 
     def token_count(self, text: str) -> int:
         """Return how many tokens `inject` makes of a text."""
@@ -253,10 +263,11 @@ class LlamaCppBackend:
         slot = self._by_handle.pop(handle.id, None)
         if slot is None:
             return
+        self._take_back(slot)
         if slot.chain is not None:
             self._lib.llama_sampler_free(slot.chain)
         self._cache.stop_waiting(slot)
-        slot.handle = slot.chain = None
+        slot.handle = slot.chain = slot.source = None
         slot.queue = []
         slot.prompt_left, slot.prompt_tokens = 0, min(slot.prompt_tokens, len(slot.cells))
         slot.is_parked = False
@@ -265,11 +276,13 @@ class LlamaCppBackend:
 
     def save_state(self, ids: Sequence[int], path: Path, model: str, most_bytes: int) -> StateMoved:
         """Write the state of the longest beginning of `ids` that an idle sequence holds to a file; blocks."""
+        self._take_all_back()
         facts = self._state_facts(model)
         return save_state(self._lib, self._context, self._cache, ids, path, facts, most_bytes=most_bytes)
 
     def restore_state(self, path: Path, model: str) -> StateMoved:
         """Read a state into an idle sequence, for a prompt that begins alike; blocks."""
+        self._take_all_back()
         return restore_state(self._lib, self._context, self._cache, path, self._state_facts(model))
 
     def _state_facts(self, model: str) -> Facts:
@@ -291,12 +304,18 @@ class LlamaCppBackend:
     # ---- the loop
 
     def step(self, control: Control) -> list[Update]:
-        """Decode one token of every sequence that generates and one chunk of one that reads its prompt."""
+        """Decode one token of every sequence that generates and one chunk of one that reads its prompt.
+
+        Where a draft's next token is verified already, it is handed out instead, without a decode.
+        """
         updates: list[Update] = [self._ended(slot, "", (), "context") for slot in self._too_long()]
         self._cache.resume()
         live = self._cache.live()
         if not live or not self._arm(control):
             return updates
+        verified = [slot for slot in live if slot.ahead]
+        if verified:
+            return updates + [self._confirm(slot) for slot in verified]
         updates += self._settle(live)
         rows = self._fill(live)
         self._set_threads()
@@ -308,11 +327,17 @@ class LlamaCppBackend:
             self.decoded_tokens += self._batch.n_tokens
             if len(rows) == 1 and rows[0][1] > 1:
                 self._chunks.record(rows[0][1], spent)
+            elif len(rows) == 1 and self.speculation is not None:
+                self.speculation.chooser.stepped(self._batch.n_tokens, spent)
             return updates + self._paced(rows, spent) + self._harvest(rows)
-        self._restore(rows)
-        if status == DECODE_NO_ROOM:
+        is_drafted = self._batch.n_tokens > sum(taken for _slot, taken, _row in rows)
+        for slot, _taken, _row in rows:
+            self._restore(slot)
+        if status == DECODE_NO_ROOM and is_drafted:
+            self.speculation = None  # there were cells for it by the ledger: this cache holds less than it says
+        elif status == DECODE_NO_ROOM:
             return updates + self._out_of_room(live)
-        if status != DECODE_ABORTED:
+        elif status != DECODE_ABORTED:
             raise SlmError(f"llama.cpp failed to decode (status {status}); its log says more", hint="slm chat")
         return updates
 
@@ -374,8 +399,23 @@ class LlamaCppBackend:
             self._write(slot, take, count)
             count += take
             rows.append((slot, take, count - 1 if take == waiting and not slot.is_read_only else -1))
+        if len(live) == count == len(live[0].queue) == 1:
+            count += self._draft(live[0])
         self._batch.n_tokens = count
         return rows
+
+    def _draft(self, slot: Slot) -> int:
+        """Write a draft behind the only row, where one pays; return its length."""
+        if self.speculation is None:
+            return 0
+        most_rows = min(self._context_tokens - len(slot.cells), self._cache.free_cells(), self._batch_rows)
+        slot.ahead = self.speculation.draft(slot, most_rows)
+        for row, token in enumerate(slot.ahead, start=1):
+            self._batch.token[row] = token
+            self._batch.pos[row] = len(slot.cells) + row
+            self._batch.seq_id[row][0] = slot.sequence
+            self._batch.logits[row] = 1
+        return len(slot.ahead)
 
     def _write(self, slot: Slot, take: int, row: int) -> None:
         batch, position = self._batch, len(slot.cells)
@@ -402,14 +442,33 @@ class LlamaCppBackend:
                 updates.append(self._sample(slot, row))
         return updates
 
+    def _confirm(self, slot: Slot) -> Piece:
+        """Hand out the token behind a drafted one that was what the model wrote."""
+        slot.cells.append(slot.queue.pop())
+        del slot.ahead[0]
+        return self._sample(slot, slot.row + 1)
+
     def _sample(self, slot: Slot, row: int) -> Piece:
-        assert slot.handle is not None
+        """Sample a row's token; where it is not the one drafted for it, the rest of the draft is cut off."""
         begun = time.perf_counter()
         token = self._lib.llama_sampler_sample(slot.chain, self._context, row)
         self.sample_s += time.perf_counter() - begun
+        piece = self._taken(slot, token)
+        if not slot.ahead or self.speculation is None:
+            return piece
+        drafted, is_kept = len(slot.ahead) if row == 0 else 0, token == slot.ahead[0]
+        slot.row = row
+        self.speculation.judged(is_kept=is_kept)
+        if not is_kept or piece.end is not None:
+            self._take_back(slot)
+        return replace(piece, drafted_tokens=drafted, is_accepted=is_kept)
+
+    def _taken(self, slot: Slot, token: int) -> Piece:
+        """Queue a sampled token and return its piece."""
+        assert slot.handle is not None
         if self._vocabulary.is_end(token):
             return self._ended(slot, "", (token,), "stop")
-        slot.queue.append(token)
+        self._queue(slot, token)
         text = slot.text.feed(self._vocabulary.piece(token))
         if len(slot.cells) >= self._context_tokens:
             return self._ended(slot, text, (token,), "context")
@@ -429,14 +488,30 @@ class LlamaCppBackend:
         slot.injected, slot.queue = [], slot.queue[: len(slot.queue) - dropped]
         return Piece(handle=slot.handle, text=text + unfinished, ids=ids, end=end)
 
-    def _restore(self, rows: list[tuple[Slot, int, int]]) -> None:
-        """Bring the cache back to the ledger after a decode that did not finish; what was queued stays queued."""
-        for slot, _taken, _row in rows:
-            before = list(slot.cells)
-            kept = self._cache.cut(slot, len(before))
-            slot.queue[:0] = before[kept:]
-            if slot.prompt_left:
-                slot.prompt_left = slot.prompt_tokens - kept
+    def _queue(self, slot: Slot, token: int) -> None:
+        slot.queue.append(token)
+        if slot.source is not None:
+            slot.source.add(token)
+
+    def _take_back(self, slot: Slot) -> None:
+        """Take back what was decoded of a draft and not handed out: cache and queue are as without a draft."""
+        if slot.ahead and not self._restore(slot):
+            self.speculation = None  # every draft would cost so much
+
+    def _take_all_back(self) -> None:
+        """Have the cache hold what the ledger says, and no more."""
+        for slot in self._by_handle.values():
+            self._take_back(slot)
+
+    def _restore(self, slot: Slot) -> bool:
+        """Bring the cache back to the ledger; what it refuses to keep is queued again. Return whether it kept all."""
+        before = list(slot.cells)
+        kept = self._cache.cut(slot, len(before))
+        slot.queue[:0] = before[kept:]
+        slot.ahead = []
+        if slot.prompt_left:
+            slot.prompt_left = slot.prompt_tokens - kept
+        return kept == len(before)
 
     def _out_of_room(self, live: list[Slot]) -> list[Update]:
         """Make room where all cells are taken: by an idle slot's, by the end of a fork, by having the youngest wait.

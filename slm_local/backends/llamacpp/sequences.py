@@ -36,6 +36,12 @@ class Slot:
     """What an injection will show once its tokens, the last of `queue`, are decoded."""
     is_read_only: bool = False
     """Whether its prompt is read for a later one, and nothing sampled."""
+    source: Any = None
+    """Who guesses how the sequence goes on (`speculation.Source`), fed with every token of it; None: nobody."""
+    ahead: list[int] = field(default_factory=list)
+    """Drafted tokens that the cache holds beyond `cells`; verified one a step, or cut off."""
+    row: int = 0
+    """Row of the logits that were sampled last."""
     has_ended: bool = False
     """Whether the sequence came to an end and waits to be removed, or continued by an injection."""
     last_used: int = 0
