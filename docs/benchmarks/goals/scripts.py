@@ -85,7 +85,8 @@ def _warm(setup: Setup, report: Report, model: str) -> list[str]:
 
 
 def _warm_figures(result: Mapping[str, Any]) -> dict[str, float]:
-    return {SAME: result["same"] / result["chats"], LOGITS: result["logits_warm"] / result["logits_fresh"]}
+    warm, fresh = result["logits_warm"], result["logits_fresh"]
+    return {SAME: result["same"] / result["chats"], LOGITS: warm / fresh if warm else 0.0}
 
 
 WARM = Script(

@@ -6,9 +6,10 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from measuring import Report
 
@@ -58,7 +59,7 @@ class Setup:
         return open_model(str(file), settings=self.settings(sampling))
 
     def settings(self, sampling: SamplingOverrides) -> Settings:
-        """Return the settings of our side; the loop guard is off, for synthetic models repeat themselves."""
+        """Return the settings of our side, a token a decode; without loop guard: synthetic models repeat themselves."""
         return Settings(
             backend="llamacpp",
             device="cpu",
@@ -67,6 +68,7 @@ class Setup:
             context_tokens=self.context_tokens,
             loop_guard=False,
             offline=True,
+            **_unguessed(Settings),
         )
 
     def load(self, file: Path, context_tokens: int | None = None) -> LoadSettings:
@@ -77,6 +79,7 @@ class Setup:
             context_tokens=context_tokens or self.context_tokens,
             threads=self.threads,
             tags=ReasoningTags(open="<think>", close="</think>"),
+            **_unguessed(LoadSettings),
         )
 
     def run_flags(self) -> list[str]:
@@ -84,6 +87,11 @@ class Setup:
         sizes = ["--ctx", str(self.context_tokens), "--threads", str(self.threads)]
         words = ["--temp", "1", "--top-k", "40", "--seed", "1", "--no-loop-guard"]
         return ["--backend", "llamacpp", "--device", "cpu", "--offline", *sizes, *words]
+
+
+def _unguessed(settings: type[Settings] | type[LoadSettings]) -> dict[str, Any]:
+    """Return what has tokens decoded one by one, as llama.cpp's tools do, in versions that guess ahead."""
+    return {"speculation": False} if "speculation" in {each.name for each in fields(settings)} else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
