@@ -71,7 +71,8 @@ def _last_line(command: list[str], setup: Setup) -> str:
 
 
 def _ratios(result: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in result.items() if "÷" in name}
+    """Return what is named as one figure over another."""
+    return {name: float(value) for name, value in result.items() if "/" in name}
 
 
 # ---- warm history against a fresh prefill
@@ -146,9 +147,9 @@ def _busy(setup: Setup, report: Report, model: str) -> list[str]:
 
 def _busy_targets(model: str) -> Mapping[str, Target]:
     return {
-        "busy ÷ llama-bench busy": (2.5 if model == "135m" else 1.5, "least"),
-        "busy ÷ one thread quiet": (0.9, "least"),
-        "quiet ÷ llama-bench quiet": (decode.TARGETS[model], "least"),
+        "slm_busy/bench_busy": (2.5 if model == "135m" else 1.5, "least"),
+        "slm_busy/slm_one": (0.9, "least"),
+        "slm_quiet/bench_quiet": (decode.TARGETS[model], "least"),
     }
 
 
