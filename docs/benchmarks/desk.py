@@ -34,7 +34,7 @@ from pathlib import Path
 import psutil
 
 from slm_local.paths import paths
-from slm_local.store import open_store
+from slm_local.store import KeptTurn, open_store
 
 REFERENCE = "runs-on"
 PROMPT = "Write a long story about a lighthouse keeper who finds a message in a bottle. Do not stop early."
@@ -103,6 +103,11 @@ class App:
         return time.perf_counter()
 
     @property
+    def pid(self) -> int:
+        """Return its process id."""
+        return self._process.pid
+
+    @property
     def computed_s(self) -> float:
         """Return the seconds that the app's own process computed."""
         times = psutil.Process(self._process.pid).cpu_times()
@@ -151,20 +156,31 @@ def drawing(given: Sequence[str]) -> tuple[int, float, float]:
     Tokens and times are read from the history that the app keeps.
     """
     with app(REFERENCE, *given) as shown:
-        before_s = shown.computed_s
+        before_s, known = shown.computed_s, newest_chat()
         shown.type(PROMPT + "\r")
-        until = time.monotonic() + WAIT_S
-        with open_store(paths().data) as store:
-            known = store.newest()
-            while time.monotonic() < until:
-                time.sleep(POLL_S)
-                newest = store.newest()
-                turn = store.chat(newest).turns[-1] if newest is not None else None
-                if turn is not None and turn.finish is not None and turn.chat != known:
-                    spent_s = turn.timings.first_token_s + turn.timings.decode_s
-                    made = (turn.usage.think_tokens or 0) + (turn.usage.answer_tokens or 0)
-                    return made, turn.timings.decode_tps, (shown.computed_s - before_s) / spent_s
-    sys.exit("the app's reply did not end")
+        turn = first_turn(known, WAIT_S)
+        spent_s = turn.timings.first_token_s + turn.timings.decode_s
+        made = (turn.usage.think_tokens or 0) + (turn.usage.answer_tokens or 0)
+        return made, turn.timings.decode_tps, (shown.computed_s - before_s) / spent_s
+
+
+def newest_chat() -> int | None:
+    """Return the number of the chat that was written to last."""
+    with open_store(paths().data) as store:
+        return store.newest()
+
+
+def first_turn(known: int | None, wait_s: float) -> KeptTurn:
+    """Wait until the first turn of a chat newer than `known` is over, whoever has it; return it as it was kept."""
+    until = time.monotonic() + wait_s
+    with open_store(paths().data) as store:
+        while time.monotonic() < until:
+            time.sleep(POLL_S)
+            newest = store.newest()
+            turn = store.chat(newest).turns[-1] if newest is not None else None
+            if turn is not None and turn.finish is not None and turn.chat != known:
+                return turn
+    sys.exit(f"the reply did not end within {wait_s:.0f} s")
 
 
 def decode(label: str, threads: int | None, pairs: int, tokens: int, engine: str) -> tuple[list[float], list[float]]:

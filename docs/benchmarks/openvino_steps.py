@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from measuring import Ratio, Report
 
 from slm_local.backends.openvino import OpenVinoBackend
 from slm_local.backends.openvino.library import genai
@@ -108,7 +110,7 @@ class Bench:
                 done = told[-1]
             if any(isinstance(each, Piece) for each in updates) or (stop_at is not None and done >= stop_at):
                 break
-        decode = []
+        decode: list[float] = []
         while stop_at is None and len(decode) < 9:
             begun = time.perf_counter()
             self.backend.step(Control())
@@ -132,12 +134,15 @@ def main() -> None:
         bench = Bench(chosen.model, chosen.threads, chosen.prompt_tokens + 600)
         print(f"load {os.getloadavg()[0]:.2f}, {chosen.threads} threads")
         bench.bare(20), bench.ours(20)
-        ratios = []
-        for number in range(chosen.pairs):
-            theirs, own = bench.bare(chosen.tokens), bench.ours(chosen.tokens)
-            ratios.append(own / theirs)
-            print(f"  pair {number + 1}: bare {theirs * 1e3:6.2f} ms  slm {own * 1e3:6.2f} ms  ratio {ratios[-1]:.3f}")
-        print(f"decode: ours / bare, median {statistics.median(ratios):.3f}")
+        ratio = Ratio(
+            name="wall time a token ÷ bare loop", of=lambda f: f["slm_s"] / f["bare_s"], target=1.03, side="most"
+        )
+        Report(None, chosen.pairs).measure(
+            "decode",
+            Path(chosen.model).name,
+            [ratio],
+            lambda _: {"bare_s": bench.bare(chosen.tokens), "slm_s": bench.ours(chosen.tokens)},
+        )
         ids = [(at * 37) % 40000 + 100 for at in range(chosen.prompt_tokens)]
         half = chosen.prompt_tokens // 2
         stopped, _, _ = bench.read(ids, half)
@@ -157,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

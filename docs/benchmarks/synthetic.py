@@ -93,17 +93,23 @@ class Tensor:
     type: gguf.GGMLQuantizationType
 
 
-def write_model(model: Model, quant: str, vocabularies: Path, file: Path, *, is_sparse: bool = False) -> None:
-    """Write the file; `is_sparse` leaves the weights a hole: it takes no disk and all weights are zero."""
+def write_model(
+    model: Model, quant: str, vocabularies: Path, file: Path, *, is_sparse: bool = False, template: str | None = None
+) -> None:
+    """Write the file; `is_sparse` leaves the weights a hole: it takes no disk and all weights are zero.
+
+    `template` replaces the vocabulary's chat template.
+    """
     reader = gguf.GGUFReader(vocabularies / model.vocabulary)
     rows = len(reader.fields["tokenizer.ggml.tokens"].data)
     writer = gguf.GGUFWriter(None, model.architecture)
     _add_facts(writer, model, quant, rows)
+    has_template = template is None and gguf.Keys.Tokenizer.CHAT_TEMPLATE in reader.fields
     for key, field in reader.fields.items():
-        if key.startswith("tokenizer."):
+        if key.startswith("tokenizer.") and (has_template or not key.startswith(gguf.Keys.Tokenizer.CHAT_TEMPLATE)):
             writer.add_key_value(key, field.contents(), field.types[0], field.types[-1])
-    if gguf.Keys.Tokenizer.CHAT_TEMPLATE not in reader.fields:
-        writer.add_chat_template(TEMPLATE)
+    if not has_template:
+        writer.add_chat_template(template or TEMPLATE)
     write_file(writer, tuple(tensors(model, quant, rows)), file, is_sparse=is_sparse)
 
 
