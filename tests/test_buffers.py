@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from slm_local.backends.llamacpp import FORKS, FORKS_WITH_STATE, PLACES, PLACES_WITH_STATE
+from slm_local.backends.llamacpp.loading import FORKS, FORKS_WITH_STATE, PLACES, PLACES_WITH_STATE
 from slm_local.backends.llamacpp.speculation import MOST_ROWS
 from slm_local.buffers import STATES, compute_bytes, output_bytes
 from slm_local.model import ModelSpec, Shape

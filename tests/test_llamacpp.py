@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from slm_local.backends.base import shared_prefix
-from slm_local.backends.llamacpp import FORKS, PLACES, LlamaCppBackend
+from slm_local.backends.llamacpp import LlamaCppBackend
 from slm_local.backends.llamacpp.library import bindings
+from slm_local.backends.llamacpp.loading import FORKS, PLACES
 from slm_local.backends.llamacpp.prefill import ChunkTuner
 from slm_local.backends.llamacpp.sequences import KvCache
 from slm_local.backends.llamacpp.vocabulary import TokenText

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from slm_local.backends.llamacpp import FORKS, LlamaCppBackend
+from slm_local.backends.llamacpp import LlamaCppBackend
+from slm_local.backends.llamacpp.loading import FORKS
 from slm_local.backends.llamacpp.sequences import KvCache
 from slm_local.generation import Control, Handle, Piece, Prompt, PromptProgress, PromptRun, Sampling, Update
 from tests.loading import load_settings_for

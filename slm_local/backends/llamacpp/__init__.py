@@ -7,7 +7,6 @@ conversations.
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,14 +15,24 @@ from typing import Any
 
 from slm_local.backends.base import prompt_too_long
 from slm_local.backends.llamacpp.library import AbortFlag, bindings, quiet_log
+from slm_local.backends.llamacpp.loading import (
+    FORKS,
+    PLACES,
+    context_parameters,
+    load_model,
+    make_batch,
+    model_facts,
+    open_context,
+    sizes_for,
+)
 from slm_local.backends.llamacpp.prefill import ChunkTuner
 from slm_local.backends.llamacpp.sampling import sampler_chain
 from slm_local.backends.llamacpp.sequences import KvCache, Slot
-from slm_local.backends.llamacpp.speculation import MOST_ROWS, Speculation, can_roll_back
+from slm_local.backends.llamacpp.speculation import Speculation, can_roll_back
 from slm_local.backends.llamacpp.state import Facts, facts_of, restore_state, save_state
 from slm_local.backends.llamacpp.threads import ThreadControl
 from slm_local.backends.llamacpp.vocabulary import TokenText, Vocabulary
-from slm_local.errors import DoesNotFit, Interrupted, ModelBroken, SlmError, UsageError
+from slm_local.errors import SlmError, UsageError
 from slm_local.generation import (
     Control,
     Handle,
@@ -39,14 +48,6 @@ from slm_local.generation import (
     Update,
 )
 from slm_local.system import FreeCores
-
-PLACES, FORKS = 16, 8
-"""Requests at once, and beyond them sequences that go on from others, so that a request admitted always finds a slot.
-llama.cpp keeps a row of logits for each from the start: 0.6 MB for a vocabulary of 152,000. A processor's arithmetic is
-used up by fewer rows, so more at once would be no faster."""
-
-PLACES_WITH_STATE, FORKS_WITH_STATE = 6, 2
-"""The same for recurrent and hybrid models, whose states, megabytes each, are there from the start."""
 
 DECODE_NO_ROOM = 1
 DECODE_ABORTED = 2
@@ -83,102 +84,25 @@ class LlamaCppBackend:
         self._lib = lib = bindings()
         quiet_log(lib)
         lib.llama_backend_init()
-        self._model = self._load_model(settings, control, on_progress)
-        self._vocabulary = Vocabulary(lib, self._model)
+        self._model = model = load_model(lib, settings, control, on_progress)
+        self._vocabulary = Vocabulary(lib, model)
         self._abort = AbortFlag(lib)
-        if settings.speculation and can_roll_back(lib, self._model):
-            self.speculation = Speculation()
-        if not can_roll_back(lib, self._model):
-            self.max_sequences, self._forks = PLACES_WITH_STATE, FORKS_WITH_STATE
-        self._slots = self.max_sequences + self._forks
-        self._batch_rows = max(settings.batch_tokens, 2 * self._slots)
-        self._context = self._open_context(settings)
-        self._batch = self._make_batch()
+        rolls_back = can_roll_back(lib, model)
+        self.speculation = Speculation() if settings.speculation and rolls_back else None
+        sizes = sizes_for(settings, drafts=self.speculation is not None, has_states=not rolls_back)
+        self.max_sequences, self._forks, self._batch_rows = sizes.places, sizes.forks, sizes.batch_rows
+        parameters = context_parameters(lib, settings, sizes, self._abort)
+        self._context = open_context(lib, model, parameters)
+        self._batch = make_batch(lib, sizes.batch_rows)
         self._threads = ThreadControl(settings.threads)
         self._chunks = ChunkTuner(settings.batch_tokens)
-        self._context_tokens = min(settings.context_tokens, int(lib.llama_n_ctx(self._context)))
-        self._cache = KvCache(
-            lib,
-            self._context,
-            tokens=int(lib.llama_n_ctx(self._context)),
-            sequences=self._slots,
-            window=int(lib.llama_model_n_swa(self._model)),
-        )
-        self._used_template = settings.template or self._template()
-        return self._facts()
-
-    def _load_model(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> Any:
-        lib = self._lib
-
-        def progress(fraction: float, _data: object) -> bool:
-            on_progress(fraction)
-            return not control.cancelled
-
-        parameters = lib.llama_model_default_params()
-        parameters.n_gpu_layers = 0
-        callback = lib.llama_progress_callback(progress)
-        parameters.progress_callback = callback
-        model = lib.llama_model_load_from_file(str(Path(settings.model_path)).encode(), parameters)
-        if control.cancelled:
-            raise Interrupted("loading was stopped")
-        if not model:
-            raise ModelBroken(
-                f"llama.cpp would not load {settings.model_path}; its log says why",
-                hint="slm show " + settings.model_path,
-            )
-        return model
-
-    def _open_context(self, settings: LoadSettings) -> Any:
-        lib = self._lib
-        parameters = lib.llama_context_default_params()
-        parameters.n_ctx = settings.context_tokens
-        parameters.n_batch, parameters.n_ubatch = self._batch_rows, settings.batch_tokens
-        parameters.n_seq_max = self._slots
-        parameters.n_outputs_max = max(self._slots, MOST_ROWS if self.speculation is not None else 0)
-        parameters.n_threads = parameters.n_threads_batch = settings.threads
-        parameters.kv_unified = True
-        parameters.no_perf = True
-        parameters.abort_callback = self._abort.callback
-        parameters.abort_callback_data = self._abort.data
+        cells, window = int(lib.llama_n_ctx(self._context)), int(lib.llama_model_n_swa(model))
+        self._context_tokens = min(settings.context_tokens, cells)
+        self._cache = KvCache(lib, self._context, tokens=cells, sequences=sizes.sequences, window=window)
+        facts = model_facts(lib, model, self._vocabulary, self._context_tokens, self.capabilities)
         self._kv_types = f"{parameters.type_k} {parameters.type_v}"
-        context = lib.llama_init_from_model(self._model, parameters)
-        if not context:
-            raise DoesNotFit(
-                f"llama.cpp could not open a context of {settings.context_tokens:,} tokens",
-                hint=f"ask for a shorter one: --ctx {max(512, settings.context_tokens // 2)}",
-            )
-        return context
-
-    def _make_batch(self) -> Any:
-        batch = self._lib.llama_batch_init(self._batch_rows, 0, 1)
-        for row in range(self._batch_rows):
-            batch.n_seq_id[row] = 1
-        return batch
-
-    def _facts(self) -> ModelFacts:
-        words = self._vocabulary
-        return ModelFacts(
-            architecture=self._metadata("general.architecture"),
-            name=self._metadata("general.name"),
-            context_tokens=self._context_tokens,
-            trained_context_tokens=int(self._lib.llama_model_n_ctx_train(self._model)),
-            vocabulary_size=words.size,
-            chat_template=self._template(),
-            bos_text=words.text_of(words.bos),
-            eos_text=words.text_of(words.eos),
-            adds_bos=words.adds_bos,
-            control_texts=words.control_texts(),
-            capabilities=tuple(sorted(self.capabilities)),
-        )
-
-    def _metadata(self, key: str) -> str:
-        buffer = ctypes.create_string_buffer(512)
-        count = self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") if count >= 0 else ""
-
-    def _template(self) -> str | None:
-        data = self._lib.llama_model_chat_template(self._model, None)
-        return None if data is None else bytes(data).decode("utf-8", "replace")
+        self._used_template = settings.template or facts.chat_template
+        return facts
 
     # ---- sequences
 
