@@ -296,6 +296,61 @@ def test_nothing_is_guessed_beside_another_sequence_and_a_burst_ends_before_it_i
     assert_cache_is_ledger(backend)
 
 
+def test_a_fork_in_mid_burst_goes_on_from_what_was_handed_out_and_nothing_is_guessed_for_it(
+    backend: LlamaCppBackend,
+) -> None:
+    plain = written(backend, Sampling())
+    backend.speculation = guessing(lambda prompt: Recorded(prompt, plain, 0))
+    first = backend.add(text_prompt(), Sampling())
+    before = ids(pieces(backend, first, 11))
+    assert backend._by_handle[first.id].ahead  # in mid-burst
+    second = backend.fork(first, "", Sampling())
+    assert second is not None
+    assert second.prompt_tokens == (first.prompt_tokens or 0) + 11
+    assert_cache_is_ledger(backend)
+    backend.remove(first)
+    decodes = count_decodes(backend)
+    assert ids(pieces(backend, second, 20)) == plain[11:31]
+    assert decodes() == 0
+    backend.remove(second)
+    assert before == plain[:11]
+
+
+def test_a_prompt_that_is_only_read_gets_no_guesses(backend: LlamaCppBackend) -> None:
+    backend.speculation = guessing(NgramIndex)
+    decodes = count_decodes(backend)
+    handle = backend.add(text_prompt("Only read: " + QUESTION), None)
+    while backend._cache.live():
+        backend.step(Control())
+    assert decodes() == 0
+    backend.remove(handle)
+
+
+def test_a_state_saved_or_restored_in_mid_burst_finds_the_cache_as_the_ledger_says(
+    backend: LlamaCppBackend, tmp_path: Path
+) -> None:
+    plain = written(backend, Sampling())
+    kept = backend.token_ids(text_prompt("To be kept: " + QUESTION))
+    handle = backend.add(Prompt(ids=tuple(kept)), None)
+    while backend._cache.live():
+        backend.step(Control())
+    backend.remove(handle)
+    backend.speculation = guessing(lambda prompt: Recorded(prompt, plain, 0))
+    handle = backend.add(text_prompt(), Sampling())
+    found: list[Piece] = []
+    for move in (
+        lambda: backend.save_state(kept, tmp_path / "state", "m", 10**9),
+        lambda: backend.restore_state(tmp_path / "state", "m"),
+    ):
+        found += pieces(backend, handle, 11)
+        assert backend._by_handle[handle.id].ahead  # in mid-burst
+        assert move().tokens == len(kept)
+        assert backend._by_handle[handle.id].ahead == []
+        assert_cache_is_ledger(backend)
+    assert ids(found + pieces(backend, handle, 20)) == plain[:42]
+    backend.remove(handle)
+
+
 def test_no_draft_outgrows_the_context_which_ends_where_it_does_in_plain_steps(backend: LlamaCppBackend) -> None:
     backend.speculation = guessing(NgramIndex, rows=16)
     handle = backend.add(text_prompt("What is 4 + 5? " * 40), Sampling())

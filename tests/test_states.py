@@ -73,6 +73,7 @@ def test_a_state_is_found_again_token_for_token(backend: LlamaCppBackend, saved:
     assert backend.restore_state(saved, "this model") == StateMoved(tokens=len(IDS))
     handle = backend.add(Prompt(ids=(*IDS, 299)), None)
     assert handle.cached_tokens == len(IDS)
+    assert sum(bool(slot.cells) for slot in backend._cache.slots) == 1, "it goes on in the sequence restored"
     backend.remove(handle)
     assert backend.restore_state(saved, "this model").note == "held already"
 

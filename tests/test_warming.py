@@ -21,6 +21,7 @@ from slm_local.generation import (
     Done,
     GenerationRequest,
     Message,
+    Note,
     Prepared,
     Prompt,
     PromptProgress,
@@ -148,6 +149,33 @@ def test_a_request_finds_what_was_read_before_it_came(driver: Driver) -> None:
     assert isinstance(started, Started)
     assert 0 < (over.held_tokens or 0) < over.total_tokens
     assert started.cached_tokens == over.held_tokens
+
+
+def test_a_request_goes_on_in_the_sequence_that_was_being_read(driver: Driver) -> None:
+    history = long_history()
+    driver.prepare(1, said(history, ""))
+    while not [event for _, event in driver.step() if isinstance(event, PromptProgress)]:
+        pass
+    driver.make_way()
+    driver.start(2, said(history, "Go on."))
+    while driver.is_busy:
+        driver.step()
+    assert sum(bool(slot.cells) for slot in llama(driver)._cache.slots) == 1
+
+
+def test_what_the_engine_decides_meanwhile_is_told_to_nobody(
+    script: ScriptWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = driver_of("scripted", script({"end": "stop"}, setup={"prefill": 8}))
+    step = driver._backend.step
+
+    def noting(control: Control) -> list[Update]:
+        updates = step(control)
+        return [*(Note(handle=update.handle, text="a thread fewer") for update in updates), *updates]
+
+    monkeypatch.setattr(driver._backend, "step", noting)
+    state = prepared(driver, said((), "x" * 30).messages)
+    assert state.held_tokens == state.total_tokens > 0
 
 
 def test_a_decode_under_way_is_aborted_and_nothing_read_before_is_lost(

@@ -1,23 +1,21 @@
 """Measure decoding beside a program that takes a core: python docs/benchmarks/busy.py --help
 
-llama-bench must be built from the same llama.cpp sources as the installed llama-cpp-python (docs/benchmarks.md says
-how); it runs with its defaults and our thread count. Both sides decode as many tokens at the same depth; ours over the
-whole path (worker process, splitter, events), greedy. Run it on a machine that is quiet otherwise. Each of the pairs:
+llama-bench must be built from the same llama.cpp sources as the installed llama-cpp-python (peers.py builds one); it
+runs with its defaults and our thread count. Both sides decode as many tokens at the same depth, one by one; ours over
+the whole path (worker process, splitter, events), greedy. Run it on a machine that is quiet otherwise. Each round:
 
 1. quiet: llama-bench, slm, and slm with one thread
 2. busy: a program that only computes is started; slm at once (`arrival`: it has to notice), llama-bench, slm again
    (`busy`); the program is ended, slm at once (`departure`: it has to notice), and a pause in which it may
 
-Printed: every figure, what slm said, the medians of the pairs' ratios, and one line of JSON.
+Printed: every figure, what slm said, and the ratios' medians with quartiles; --json FILE keeps every raw figure.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +25,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+from goals.setup import STORY, made_tokens
+from goals.tools import bench_tps
+from measuring import Figures, Ratio, Report, table
 
 from slm_local.config import SamplingOverrides, Settings
 from slm_local.engine import Engine, open_model
@@ -34,26 +35,26 @@ from slm_local.generation import Note
 from slm_local.metrics import Collector
 from slm_local.system import physical_cores
 
-STORY = "Write a long story about a lighthouse keeper who finds a message in a bottle. Do not stop early."
-
 SPINS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 """Variables that change how llama-bench waits: its defaults are without them."""
 
 RECOVERY_REPLIES = 8
 """Replies after which slm should have all its threads again; it is ended sooner where it says so."""
 
-RATIOS = (
-    ("slm_busy", "bench_busy"),
-    ("slm_busy", "slm_one"),
-    ("slm_quiet", "bench_quiet"),
-    ("slm_arrival", "bench_busy"),
-    ("slm_departure", "slm_quiet"),
-)
-"""What is stated. Wanted of the first 2.5 for SmolLM2-135M and 1.5 for a model of 1.5B, of the second 0.9, of the
-third what it is without all this."""
 
-Pair = dict[str, float]
-"""Tokens a second by what was measured."""
+def _ratio(mine: str, other: str, target: float | None = None) -> Ratio:
+    return Ratio(
+        name=f"{mine} ÷ {other}", of=lambda figures: figures[f"{mine}_tps"] / figures[f"{other}_tps"], target=target
+    )
+
+
+RATIOS = (
+    _ratio("slm_busy", "bench_busy"),  # wanted: 2.5 for SmolLM2-135M, 1.5 for a model of 1.5B
+    _ratio("slm_busy", "slm_one", 0.9),
+    _ratio("slm_quiet", "bench_quiet"),  # what it is without all this
+    _ratio("slm_arrival", "bench_busy"),
+    _ratio("slm_departure", "slm_quiet"),
+)
 
 
 @contextmanager
@@ -73,7 +74,7 @@ def llama_bench(binary: str, model: str, threads: int, tokens: int, depth: int) 
     command = [binary, "-m", model, "-p", "0", "-n", str(tokens), "-d", str(depth), "-t", str(threads), "-r", "1"]
     environment = {name: value for name, value in os.environ.items() if name not in SPINS}
     done = subprocess.run([*command, "-o", "json"], capture_output=True, text=True, check=True, env=environment)
-    return float(json.loads(done.stdout)[0]["avg_ts"])
+    return bench_tps(done.stdout)
 
 
 def ours(engine: Engine, tokens: int, said: list[str]) -> float:
@@ -84,38 +85,33 @@ def ours(engine: Engine, tokens: int, said: list[str]) -> float:
         if isinstance(event, Note):
             said.append(event.text)
     reply = collector.reply()
-    if (reply.usage.think_tokens or 0) + (reply.usage.answer_tokens or 0) != tokens:
+    if made_tokens(reply) != tokens:
         sys.exit(f"the model stopped before {tokens} tokens: --tokens with fewer, or another --model")
     return reply.timings.decode_tps
 
 
-def measured(quiet: Engine, single: Engine, bench: Callable[[], float], tokens: int, core: int | None) -> Pair:
+def measured(quiet: Engine, single: Engine, bench: Callable[[], float], tokens: int, core: int | None) -> Figures:
     """Measure one pair; print what slm said."""
     said: list[str] = []
-    pair = {"bench_quiet": bench(), "slm_quiet": ours(quiet, tokens, said), "slm_one": ours(single, tokens, said)}
+    found = {"bench_quiet_tps": bench(), "slm_quiet_tps": ours(quiet, tokens, said)}
+    found["slm_one_tps"] = ours(single, tokens, said)
     with hog(core):
-        pair["slm_arrival"] = ours(quiet, tokens, said)
-        pair["bench_busy"] = bench()
-        pair["slm_busy"] = ours(quiet, tokens, said)
+        found["slm_arrival_tps"] = ours(quiet, tokens, said)
+        found["bench_busy_tps"] = bench()
+        found["slm_busy_tps"] = ours(quiet, tokens, said)
     until = len(said)
-    pair["slm_departure"] = ours(quiet, tokens, said)
+    found["slm_departure_tps"] = ours(quiet, tokens, said)
     for _ in range(RECOVERY_REPLIES):
         if any("free again" in text for text in said[until:]):
             break
         ours(quiet, tokens, said)
-    print("  " + "  ".join(f"{name} {tps:.1f}" for name, tps in pair.items()) + f"  load {psutil.getloadavg()[0]:.2f}")
     for text in said:
         print(f"    slm: {text}")
-    return pair
-
-
-def ratios(pairs: list[Pair]) -> dict[str, float]:
-    """Return the medians of the pairs' ratios."""
-    return {f"{mine}/{other}": statistics.median(pair[mine] / pair[other] for pair in pairs) for mine, other in RATIOS}
+    return found
 
 
 def opened(model: str, threads: int) -> Engine:
-    """Open a model as `slm run` would, greedy; the loop guard is off, for synthetic models repeat themselves."""
+    """Open a model as `slm run` would, greedy, a token a decode; no loop guard: synthetic models repeat themselves."""
     settings = Settings(
         backend="llamacpp",
         device="cpu",
@@ -123,6 +119,7 @@ def opened(model: str, threads: int) -> Engine:
         threads=threads,
         context_tokens=4096,
         loop_guard=False,
+        speculation=False,
         offline=True,
     )
     return open_model(model, settings=settings)
@@ -137,10 +134,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--pin", type=int, metavar="CORE", help="keep the other program on this core; else it may move")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append raw figures here, an object a line")
     given = parser.parse_args()
 
-    load = psutil.getloadavg()[0]
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {load:.2f}")
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {psutil.getloadavg()[0]:.2f}")
     print(f"llama-cpp-python {version('llama-cpp-python')}, {' '.join(sys.argv[1:])}")
     os.environ.setdefault("SLM_HOME", tempfile.mkdtemp(prefix="slm-busy-"))
     with opened(given.model, given.threads) as quiet, opened(given.model, 1) as single:
@@ -151,11 +148,14 @@ def main() -> None:
         def bench() -> float:
             return llama_bench(given.llama_bench, given.model, given.threads, given.tokens, depth)
 
-        pairs = [measured(quiet, single, bench, given.tokens, given.pin) for _ in range(given.pairs)]
-    result = ratios(pairs)
-    for name, value in result.items():
-        print(f"{name:32} {value:8.3f}")
-    print(json.dumps({"model": Path(given.model).name, "threads": given.threads, "load": load, **result}))
+        report = Report(given.json, given.pairs)
+        report.measure(
+            "busy",
+            Path(given.model).name,
+            RATIOS,
+            lambda number: measured(quiet, single, bench, given.tokens, given.pin),
+        )
+    print(f"\n{table(report.records)}")
 
 
 if __name__ == "__main__":
