@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from slm_local.errors import PromptTooLong
+from slm_local.errors import PromptTooLong, UsageError
 from slm_local.generation import (
     Control,
     Handle,
@@ -141,6 +141,17 @@ def prompt_too_long(
         f"the prompt has {prompt_tokens:,} tokens and the context holds {context_tokens:,}{what}",
         hint=hint,
     )
+
+
+def known_ids(ids: Sequence[int], vocabulary_size: int) -> list[int]:
+    """Return the ids of a prompt. Errors: `UsageError` for one that the vocabulary lacks."""
+    unknown = next((token for token in ids if not 0 <= token < vocabulary_size), None)
+    if unknown is not None:
+        raise UsageError(
+            f"token id {unknown} is not in the vocabulary of {vocabulary_size:,}",
+            hint="give ids of this model's own vocabulary",
+        )
+    return list(ids)
 
 
 def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slm_local.backends.base import prompt_too_long
+from slm_local.backends.base import known_ids, prompt_too_long
+from slm_local.backends.llamacpp.batch import Batch, Share
 from slm_local.backends.llamacpp.library import AbortFlag, bindings, quiet_log
 from slm_local.backends.llamacpp.loading import (
     FORKS,
     PLACES,
     context_parameters,
     load_model,
-    make_batch,
     model_facts,
     open_context,
     sizes_for,
@@ -90,10 +90,10 @@ class LlamaCppBackend:
         rolls_back = can_roll_back(lib, model)
         self.speculation = Speculation() if settings.speculation and rolls_back else None
         sizes = sizes_for(settings, drafts=self.speculation is not None, has_states=not rolls_back)
-        self.max_sequences, self._forks, self._batch_rows = sizes.places, sizes.forks, sizes.batch_rows
+        self.max_sequences, self._forks = sizes.places, sizes.forks
         parameters = context_parameters(lib, settings, sizes, self._abort)
         self._context = open_context(lib, model, parameters)
-        self._batch = make_batch(lib, sizes.batch_rows)
+        self._batch = Batch(lib, sizes.batch_rows)
         self._threads = ThreadControl(settings.threads)
         self._chunks = ChunkTuner(settings.batch_tokens)
         cells, window = int(lib.llama_n_ctx(self._context)), int(lib.llama_model_n_swa(model))
@@ -154,13 +154,7 @@ class LlamaCppBackend:
     def token_ids(self, prompt: Prompt) -> list[int]:
         """Return the tokens that `add` makes of a prompt. Errors: `UsageError` for ids that the vocabulary lacks."""
         if prompt.ids is not None:
-            bad = [token for token in prompt.ids if not 0 <= token < self._vocabulary.size]
-            if bad:
-                raise UsageError(
-                    f"token id {bad[0]} is not in the vocabulary of {self._vocabulary.size:,}",
-                    hint="give ids of this model's own vocabulary",
-                )
-            return list(prompt.ids)
+            return known_ids(prompt.ids, self._vocabulary.size)
         tokenize = self._vocabulary.tokenize
         return [token for run in prompt.runs for token in tokenize(run.text, parse_control=run.allows_control)]
 
@@ -218,7 +212,7 @@ class LlamaCppBackend:
             if slot.handle is not None:
                 self.remove(slot.handle)
         if self._batch is not None:
-            self._lib.llama_batch_free(self._batch)
+            self._batch.free()
         if self._context is not None:
             self._lib.llama_free(self._context)
         if self._model is not None:
@@ -241,22 +235,22 @@ class LlamaCppBackend:
         if verified:
             return updates + [self._confirm(slot) for slot in verified]
         updates += self._settle(live)
-        rows = self._fill(live)
+        shares = self._fill(live)
         self._set_threads()
         begun = time.perf_counter()
-        status = self._lib.llama_decode(self._context, self._batch)
+        status = self._lib.llama_decode(self._context, self._batch.native)
         spent = time.perf_counter() - begun
         self.decode_s += spent
         if status == 0:
-            self.decoded_tokens += self._batch.n_tokens
-            if len(rows) == 1 and rows[0][1] > 1:
-                self._chunks.record(rows[0][1], spent)
-            elif len(rows) == 1 and self.speculation is not None:
-                self.speculation.chooser.stepped(self._batch.n_tokens, spent)
-            return updates + self._paced(rows, spent) + self._harvest(rows)
-        is_drafted = self._batch.n_tokens > sum(taken for _slot, taken, _row in rows)
-        for slot, _taken, _row in rows:
-            self._restore(slot)
+            self.decoded_tokens += self._batch.rows
+            if len(shares) == 1 and shares[0].taken > 1:
+                self._chunks.record(shares[0].taken, spent)
+            elif len(shares) == 1 and self.speculation is not None:
+                self.speculation.chooser.stepped(self._batch.rows, spent)
+            return updates + self._paced(shares, spent) + self._harvest(shares)
+        is_drafted = self._batch.rows > sum(share.taken for share in shares)
+        for share in shares:
+            self._restore(share.slot)
         if status == DECODE_NO_ROOM and is_drafted:
             self.speculation = None  # there were cells for it by the ledger: this cache holds less than it says
         elif status == DECODE_NO_ROOM:
@@ -281,21 +275,21 @@ class LlamaCppBackend:
 
     def _set_threads(self) -> None:
         """Have the batch decoded by as many threads as are fastest now."""
-        threads = self._threads.threads_for(self._batch.n_tokens)
+        threads = self._threads.threads_for(self._batch.rows)
         if threads != self._threads_set:
             self._threads_set = threads
             self._lib.llama_set_n_threads(self._context, threads, threads)
 
-    def _paced(self, rows: list[tuple[Slot, int, int]], spent_s: float) -> list[Update]:
+    def _paced(self, shares: list[Share], spent_s: float) -> list[Update]:
         """Tell the control of the threads how long a step took; return what it decided, for whoever watches."""
         text = self._threads.record(
-            rows=self._batch.n_tokens,
-            cells=sum(len(slot.cells) + taken for slot, taken, _ in rows),
+            rows=self._batch.rows,
+            cells=sum(len(share.slot.cells) + share.taken for share in shares),
             seconds=spent_s,
             now_s=time.monotonic(),
             free_cores=self._free_cores.now(),
         )
-        return [Note(handle=slot.handle, text=text) for slot, _, _ in rows] if text else []
+        return [Note(handle=share.slot.handle, text=text) for share in shares] if text else []
 
     def _arm(self, control: Control) -> bool:
         """Make a cancel of `control` abort the decode; return False when it is cancelled already."""
@@ -305,65 +299,30 @@ class LlamaCppBackend:
             control.on_cancel(self._abort.set)
         return not control.cancelled
 
-    def _fill(self, live: list[Slot]) -> list[tuple[Slot, int, int]]:
-        """Write the batch; return (slot, tokens taken, row of its logits or -1) for each slot in it.
+    def _fill(self, live: list[Slot]) -> list[Share]:
+        """Write the batch; where one sequence generates alone, with a draft behind its token if one pays."""
+        shares = self._batch.fill(live, self._chunks.size)
+        slot = live[0]
+        if self.speculation is not None and len(live) == self._batch.rows == len(slot.queue) == 1:
+            room = self._context_tokens - len(slot.cells)
+            slot.ahead = self.speculation.draft(slot, min(room, self._cache.free_cells(), self._batch.most_rows))
+            self._batch.add_draft(slot)
+        return shares
 
-        A chunk ends where another sequence waits for it to end, so that all go on together from there.
-        """
-        rows: list[tuple[Slot, int, int]] = []
-        count = 0
-        for slot in sorted(live, key=lambda s: min(len(each.queue) for each in (s, *s.waiters))):
-            waiting = len(slot.queue)
-            if slot.donor is not None or (waiting > 1 and rows and rows[-1][1] > 1):
-                continue  # it waits; one chunk a step
-            ends = [each.goal - len(slot.cells) for each in slot.waiters]
-            take = waiting if waiting == 1 else min(waiting, self._chunks.size, self._batch_rows - count, *ends)
-            if take <= 0:
-                continue
-            self._write(slot, take, count)
-            count += take
-            rows.append((slot, take, count - 1 if take == waiting and not slot.is_read_only else -1))
-        if len(live) == count == len(live[0].queue) == 1:
-            count += self._draft(live[0])
-        self._batch.n_tokens = count
-        return rows
-
-    def _draft(self, slot: Slot) -> int:
-        """Write a draft behind the only row, where one pays; return its length."""
-        if self.speculation is None:
-            return 0
-        most_rows = min(self._context_tokens - len(slot.cells), self._cache.free_cells(), self._batch_rows)
-        slot.ahead = self.speculation.draft(slot, most_rows)
-        for row, token in enumerate(slot.ahead, start=1):
-            self._batch.token[row] = token
-            self._batch.pos[row] = len(slot.cells) + row
-            self._batch.seq_id[row][0] = slot.sequence
-            self._batch.logits[row] = 1
-        return len(slot.ahead)
-
-    def _write(self, slot: Slot, take: int, row: int) -> None:
-        batch, position = self._batch, len(slot.cells)
-        for index in range(take):
-            batch.token[row + index] = slot.queue[index]
-            batch.pos[row + index] = position + index
-            batch.seq_id[row + index][0] = slot.sequence
-            batch.logits[row + index] = 0
-        if take == len(slot.queue) and not slot.is_read_only:
-            batch.logits[row + take - 1] = 1
-
-    def _harvest(self, rows: list[tuple[Slot, int, int]]) -> list[Update]:
+    def _harvest(self, shares: list[Share]) -> list[Update]:
         updates: list[Update] = []
-        for slot, taken, row in rows:
-            slot.cells.extend(slot.queue[:taken])
-            del slot.queue[:taken]
+        for share in shares:
+            slot = share.slot
+            slot.cells.extend(slot.queue[: share.taken])
+            del slot.queue[: share.taken]
             if slot.prompt_left:
-                slot.prompt_left = max(0, slot.prompt_left - taken)
+                slot.prompt_left = max(0, slot.prompt_left - share.taken)
                 updates.append(self._progress(slot))
             slot.has_ended = slot.is_read_only and not slot.queue
-            if row >= 0:
+            if share.row >= 0:
                 updates += slot.injected
                 slot.injected = []
-                updates.append(self._sample(slot, row))
+                updates.append(self._sample(slot, share.row))
         return updates
 
     def _confirm(self, slot: Slot) -> Piece:

@@ -1,4 +1,4 @@
-"""From load settings to a model, a context and a batch of llama.cpp's, and to what the model says of itself."""
+"""From load settings to a model and a context of llama.cpp's, and to what the model says of itself."""
 
 from __future__ import annotations
 
@@ -97,14 +97,6 @@ def open_context(lib: Any, model: Any, parameters: Any) -> Any:
             hint=f"ask for a shorter one: --ctx {max(512, parameters.n_ctx // 2)}",
         )
     return context
-
-
-def make_batch(lib: Any, rows: int) -> Any:
-    """Return a batch for so many rows, each of one sequence."""
-    batch = lib.llama_batch_init(rows, 0, 1)
-    for row in range(rows):
-        batch.n_seq_id[row] = 1
-    return batch
 
 
 def model_facts(

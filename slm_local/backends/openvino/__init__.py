@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from slm_local.backends.base import prompt_too_long, shared_prefix
+from slm_local.backends.base import known_ids, prompt_too_long, shared_prefix
 from slm_local.backends.llamacpp.vocabulary import TokenText
 from slm_local.backends.openvino.library import genai, reason_of
 from slm_local.backends.openvino.loading import WARM_UP_TOKENS, load_model
@@ -131,13 +131,7 @@ class OpenVinoBackend:
         if prompt.ids is None:
             tokenize = self._words.tokenize
             return [token for run in prompt.runs for token in tokenize(run.text, parse_control=run.allows_control)]
-        bad = [token for token in prompt.ids if not 0 <= token < self._words.size]
-        if bad:
-            raise UsageError(
-                f"token id {bad[0]} is not in the vocabulary of {self._words.size:,}",
-                hint="give ids of this model's own vocabulary",
-            )
-        return list(prompt.ids)
+        return known_ids(prompt.ids, self._words.size)
 
     def inject(self, handle: Handle, text: str) -> None:
         """End the request and go on with another: prompt, what was generated, and `text`.
