@@ -249,7 +249,7 @@ def test_a_resumed_chat_says_what_one_that_was_read_anew_says(store: Store) -> N
     number = had(store).chat
     replies = []
     for limit in (None, 0.0):
-        with open_model(MODEL, settings=replace(LLAMA, state_cache_gb=limit)) as engine:
+        with open_model(MODEL, settings=replace(LLAMA, state_cache_gb=limit, speculation=False)) as engine:
             session = ChatSession(engine, store=store, chat=number, kind="run")
             replies.append(answered(session, "What is 55 + 44?"))
             session.undo()
@@ -304,6 +304,7 @@ def test_what_two_prompts_begin_with_is_read_once(
     again = slm(*flags, "Which line is last?").err
     held, total = (int(word) for word in again.split("restored: ")[1].split(" tokens")[0].split(" of "))
     assert 100 < held < total < held + 30
+    assert "restored: " in slm(*flags, "Which line is longest?", "--samples", "2").err
     assert slm(*flags, "Why?", "--no-log").code == 0
     assert [each.name for each in (slm_home / "data" / "states").iterdir()] == [place.name]
 

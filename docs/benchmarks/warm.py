@@ -70,7 +70,9 @@ class Bench:
     def __init__(self, model: str, threads: int) -> None:
         self.backend = LlamaCppBackend()
         self.driver = Driver(self.backend)
-        settings = LoadSettings(backend="llamacpp", model_path=model, context_tokens=4096, threads=threads)
+        settings = LoadSettings(
+            backend="llamacpp", model_path=model, context_tokens=4096, threads=threads, speculation=False
+        )
         self.driver.load(settings, Control(), lambda fraction: None)
 
     def forget(self) -> None:
