@@ -24,6 +24,7 @@ from slm_local.generation import (
     PromptRun,
     Reply,
     Sampling,
+    StateMoved,
     ThinkDelta,
 )
 from tests.loading import THINK_TAGS, load_settings_for
@@ -338,10 +339,11 @@ def test_a_state_saved_or_restored_in_mid_burst_finds_the_cache_as_the_ledger_sa
     backend.speculation = guessing(lambda prompt: Recorded(prompt, plain, 0))
     handle = backend.add(text_prompt(), Sampling())
     found: list[Piece] = []
-    for move in (
+    moves: tuple[Callable[[], StateMoved], ...] = (
         lambda: backend.save_state(kept, tmp_path / "state", "m", 10**9),
         lambda: backend.restore_state(tmp_path / "state", "m"),
-    ):
+    )
+    for move in moves:
         found += pieces(backend, handle, 11)
         assert backend._by_handle[handle.id].ahead  # in mid-burst
         assert move().tokens == len(kept)

@@ -301,7 +301,7 @@ class LlamaCppBackend:
 
     def _fill(self, live: list[Slot]) -> list[Share]:
         """Write the batch; where one sequence generates alone, with a draft behind its token if one pays."""
-        shares = self._batch.fill(live, self._chunks.size)
+        shares: list[Share] = self._batch.fill(live, self._chunks.size)
         slot = live[0]
         if self.speculation is not None and len(live) == self._batch.rows == len(slot.queue) == 1:
             room = self._context_tokens - len(slot.cells)
