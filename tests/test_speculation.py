@@ -308,6 +308,7 @@ def test_a_fork_in_mid_burst_goes_on_from_what_was_handed_out_and_nothing_is_gue
     second = backend.fork(first, "", Sampling())
     assert second is not None
     assert second.prompt_tokens == (first.prompt_tokens or 0) + 11
+    assert backend._by_handle[first.id].ahead == []
     assert_cache_is_ledger(backend)
     backend.remove(first)
     decodes = count_decodes(backend)

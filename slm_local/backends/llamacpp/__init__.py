@@ -247,7 +247,7 @@ class LlamaCppBackend:
                 self._chunks.record(shares[0].taken, spent)
             elif len(shares) == 1 and self.speculation is not None:
                 self.speculation.chooser.stepped(self._batch.rows, spent)
-            return updates + self._paced(shares, spent) + self._harvest(shares)
+            return updates + self._paced(live, shares, spent) + self._harvest(shares)
         is_drafted = self._batch.rows > sum(share.taken for share in shares)
         for share in shares:
             self._restore(share.slot)
@@ -280,7 +280,7 @@ class LlamaCppBackend:
             self._threads_set = threads
             self._lib.llama_set_n_threads(self._context, threads, threads)
 
-    def _paced(self, shares: list[Share], spent_s: float) -> list[Update]:
+    def _paced(self, live: list[Slot], shares: list[Share], spent_s: float) -> list[Update]:
         """Tell the control of the threads how long a step took; return what it decided, for whoever watches."""
         text = self._threads.record(
             rows=self._batch.rows,
@@ -289,7 +289,7 @@ class LlamaCppBackend:
             now_s=time.monotonic(),
             free_cores=self._free_cores.now(),
         )
-        return [Note(handle=share.slot.handle, text=text) for share in shares] if text else []
+        return [Note(handle=slot.handle, text=text) for slot in live] if text else []
 
     def _arm(self, control: Control) -> bool:
         """Make a cancel of `control` abort the decode; return False when it is cancelled already."""
