@@ -111,7 +111,7 @@ def test_show_has_system_prompt_thinking_and_answer_of_the_newest(slm: Slm, kept
     for text in ("chat 2 · chat · tiny-reasoner", "be brief\n", "What is 47 + 38?\n", "carry 1\n", "85\n"):
         assert text in result.out
     assert "84" not in result.out
-    assert result.err == "1 turn undone or answered anew · slm history show 2 --all\n"
+    assert result.err == "1 turn undone, answered anew or other samples · slm history show 2 --all\n"
     everything = slm("history", "show", "2", "--all")
     assert "84\n" in everything.out
     assert "(answered anew below)" in everything.out
@@ -232,7 +232,7 @@ def test_markdown_quotes_thinking_line_by_line(slm: Slm, kept: Store) -> None:
 def test_markdown_says_what_is_not_in_it(slm: Slm, kept: Store) -> None:
     result = slm("history", "export", "--all")
     assert result.out.count("\n# ") + result.out.startswith("# ") == 2
-    assert result.err == "left out: 1 of the turns, undone or answered anew · --format json has them\n"
+    assert result.err == "left out: 1 of the turns, undone, answered anew or other samples · --format json has them\n"
 
 
 def messages(slm: Slm, *flags: str) -> list[dict[str, Any]]:
@@ -261,7 +261,7 @@ def test_jsonl_has_only_what_was_answered_to_the_end_and_says_so(slm: Slm, kept:
     kept.begin_turn(1, "never answered", FACTS)
     result = slm("history", "export", "--all", "--format", "jsonl")
     assert "never answered" not in result.out
-    assert result.err == "left out: 2 of the turns, undone, answered anew or not answered to the end\n"
+    assert result.err == "left out: 2 of the turns, undone, answered anew, other samples or not answered to the end\n"
 
 
 def test_json_round_trips_the_exact_text_of_every_turn(slm: Slm, kept: Store, tmp_path: Path) -> None:

@@ -83,13 +83,13 @@ def test_the_reasons_can_be_read_by_a_person() -> None:
         "context 16,384: the default",
         "4 threads: one for each physical core",
         "fewer threads decode while other programs take cores",
-        "needs 7.0 GB of 18.2 GB free (weights 4.7 GB, KV cache 2.1 GB, buffers 221 MB): Fits",
+        "needs 7.1 GB of 18.2 GB free (weights 4.7 GB, KV cache 2.1 GB, buffers 230 MB): Fits",
         "about 6.4 tok/s (4.4 GB read a token at an assumed 40 GB/s, of which llama.cpp gets an assumed 70%), "
         "so 1,000 tokens of thinking take about 2 min 36 s",
     )
     assert (plan.backend, plan.device, plan.threads, plan.context_tokens) == ("llamacpp", "cpu", 4, 16_384)
     assert plan.memory_bytes is not None
-    assert gigabytes(plan.memory_bytes) == "7.0 GB"
+    assert gigabytes(plan.memory_bytes) == "7.1 GB"
     assert plan.expected_decode_tps == pytest.approx(6.4, rel=0.01)
     assert (plan.verdict, plan.short_bytes, plan.fitting_quant) == ("Fits", None, None)
 
@@ -167,11 +167,11 @@ def test_a_model_that_does_not_fit_at_all_says_so_in_its_plan() -> None:
     plan = rank(R1_8B, tight, Settings(quant="Q4_0"))[0]
     assert (plan.fits, plan.verdict, plan.fitting_quant) == (False, "Too large", None)
     assert plan.context_tokens == 16_384
-    assert plan.reasons[-2].endswith(": Too large, 3.2 GB short")
+    assert plan.reasons[-2].endswith(": Too large, 3.3 GB short")
     error = does_not_fit(plan)
     assert error.message == (
-        "deepseek-r1-distill-llama-8b Q4_0 with a context of 16,384 tokens needs 7.0 GB; "
-        "3.8 GB of the 4.0 GB free can be used: 3.2 GB short"
+        "deepseek-r1-distill-llama-8b Q4_0 with a context of 16,384 tokens needs 7.1 GB; "
+        "3.8 GB of the 4.0 GB free can be used: 3.3 GB short"
     )
     assert error.hint == "close other programs, or choose a smaller one: slm ls --all"
     assert error.exit_code == 5
@@ -192,7 +192,7 @@ def test_the_quantization_that_would_fit_is_named() -> None:
 def test_the_program_that_holds_most_is_named_where_ending_it_would_help() -> None:
     plan = rank(R1_8B, replace(LAPTOP, free_ram_bytes=4_000_000_000), Settings(quant="Q4_0"))[0]
     error = does_not_fit(plan, Program(name="firefox", held_bytes=2_900_000_000))
-    assert error.message.endswith(": 3.2 GB short; firefox holds 2.9 GB")
+    assert error.message.endswith(": 3.3 GB short; firefox holds 2.9 GB")
     assert "clock" not in does_not_fit(plan, Program(name="clock", held_bytes=90_000_000)).message
 
 
