@@ -112,6 +112,7 @@ def test_a_chat_line_by_line_keeps_what_was_typed(spawn: Spawn, script: ScriptWr
     child.expect_exact(">>> ")
     child.sendintr()
     child.expect_exact("Ctrl-D or /bye leaves")
+    child.expect_exact(">>> ")  # what is typed before the line editor listens may be lost
     child.sendeof()
     recording(child)
     history = slm_home / "data" / "history"

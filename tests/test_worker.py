@@ -74,7 +74,7 @@ def text_of(events: list[StreamEvent]) -> str:
 def test_a_child_that_dies_while_it_streams_leaves_what_it_said_and_a_cause(
     opened: Callable[[Path], Worker], script: ScriptWriter
 ) -> None:
-    worker = opened(script({"text": "half a"}, {"text": " sentence", "delay": 0.05}, {"delay": 0.05, "fault": "segv"}))
+    worker = opened(script({"text": "half a"}, {"text": " sentence", "delay": 0.05}, {"delay": 0.15, "fault": "segv"}))
     events: list[StreamEvent] = []
     with pytest.raises(WorkerCrashed, match="SIGSEGV") as caught:
         collect(worker.stream(ask("go"), Control()), events)

@@ -5,7 +5,9 @@ On a real pseudo-terminal, read as fast as it is written to:
 1. decode: tokens per second of a reply that thinks and answers, the app drawing both panes, over those of the same
    reply by `slm run --json` (same seed, same threads), A B A B, every pair's ratio. Once with a core free of model
    threads, once with the defaults.
-2. keys: while a scripted model streams 300 tokens a second, the time from a key to its letter on the terminal.
+2. what a frame costs: at 80x24 and 200x60, while a script thinks and answers 100 tokens a second, the processor time of
+   the app's process for 1,000 tokens, for a frame, and how often it wakes. Processor time tells on a busy machine, too.
+3. keys: while a scripted model streams 300 tokens a second, the time from a key to its letter on the terminal.
 
 The model's thinking is opened by the prompt and ended after two thirds of the tokens. POSIX only.
 """
@@ -18,6 +20,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import statistics
 import struct
@@ -46,6 +49,20 @@ variants = [{{ quant = "{quant}", repo = "here/SmolLM2-135M-Instruct-GGUF", file
 ROWS, COLUMNS = 40, 120
 WAIT_S = 120.0
 POLL_S = 0.25
+SYNC_ASKED, SYNC_KNOWN, FRAME = b"\x1b[?2026$p", b"\x1b[?2026;2$y", b"\x1b[?2026h"
+"""A terminal that draws frames as a whole is asked whether it does, says so, and is told where each begins."""
+FRAME_SIZES = ((24, 80), (60, 200))
+FRAME_TPS, FRAME_TOKENS = 100, 1600
+THOUGHT = (
+    "Let me think about the harbour again. The keeper has three lamps, and each of them burns for four hours, so that "
+    "the night needs at least two. Wait, the second lamp may be broken; then the first would have to burn twice.\n\n"
+)
+ANSWERED = (
+    "## The lamps\n\nThe keeper lights the **first** lamp at six and the *second* at ten. Nothing else is "
+    "needed, because the night in June is short.\n\n- one lamp for the evening\n- one lamp for the `night`\n"
+    "- none for the morning\n\n"
+    "```python\ndef lamps(hours):\n    return -(-hours // 4)\n```\n\n"
+)
 STREAM_TPS = 300
 KEY_GAP_S = (0.05, 0.15)
 SOON_S = 0.1
@@ -58,11 +75,11 @@ CLEAR_EVERY = 40
 class App:
     """`slm` on a pseudo-terminal; a thread reads what it draws."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, size: tuple[int, int] = (ROWS, COLUMNS)) -> None:
         self.drawn = bytearray()
         self.news = threading.Condition()
         self._master, terminal = os.openpty()
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "slm_local", *arguments],
             stdin=terminal,
@@ -81,6 +98,8 @@ class App:
                 data = os.read(self._master, 65536)
             except OSError:  # Linux says EIO when nobody holds the other side
                 data = b""
+            if SYNC_ASKED in data:
+                os.write(self._master, SYNC_KNOWN)
             with self.news:
                 self.drawn += data
                 self.news.notify_all()
@@ -113,6 +132,16 @@ class App:
         times = psutil.Process(self._process.pid).cpu_times()
         return float(times.user + times.system)
 
+    @property
+    def switches(self) -> int:
+        """Return how often the threads of the app's own process woke."""
+        return sum(
+            int(line.split()[1])
+            for status in Path(f"/proc/{self._process.pid}/task").glob("*/status")
+            for line in status.read_text().splitlines()
+            if line.startswith("voluntary_ctxt_switches")
+        )
+
     def close(self) -> None:
         """Leave the app, by force if it must be."""
         if self._process.poll() is None:
@@ -126,9 +155,9 @@ class App:
 
 
 @contextmanager
-def app(*arguments: str) -> Iterator[App]:
+def app(*arguments: str, size: tuple[int, int] = (ROWS, COLUMNS)) -> Iterator[App]:
     """Open the app on a loaded model."""
-    made = App("chat", *arguments)
+    made = App("chat", *arguments, size=size)
     try:
         made.seen("idle")
         yield made
@@ -207,6 +236,38 @@ def decode(label: str, threads: int | None, pairs: int, tokens: int, engine: str
     return ratios, shares
 
 
+def frame_cost(folder: Path, size: tuple[int, int]) -> dict[str, float]:
+    """Let a script think, then answer; return what drawing it took the app's process, in all and of each half."""
+    script = folder / "frames.jsonl"
+    half = FRAME_TOKENS // 2
+    rows: list[dict[str, object]] = []
+    for text, last in ((THOUGHT, "</think>"), (ANSWERED, "")):
+        pieces = re.findall(r"\s*\S+|\s+$", text)
+        rows += [{"text": pieces[at % len(pieces)], "delay": 1 / FRAME_TPS} for at in range(half)]
+        rows += [{"text": last}] if last else [{"end": "stop"}]
+    rows.insert(0, {"text": "<think>"})
+    script.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found: dict[str, float] = {}
+    given = ("--think", "max", "--ctx", str(8 * FRAME_TOKENS), "--no-loop-guard")
+    with app(f"scripted:{script}", *given, size=size) as shown:
+        shown.type("go\r")
+        begin = len(shown.drawn)
+        shown.seen("Enter: answer now", begin=begin)
+        for kind, until in (("think", "answering"), ("answer", "idle")):
+            begin, begun_s, before_s, before = len(shown.drawn), time.monotonic(), shown.computed_s, shown.switches
+            shown.seen(until, begin=begin)
+            took_s, spent_s = time.monotonic() - begun_s, shown.computed_s - before_s
+            frames = shown.drawn.count(FRAME, begin)
+            found |= {
+                f"{kind}_cpu_s_per_1000_tokens": 1e3 * spent_s / (took_s * FRAME_TPS),
+                f"{kind}_cpu_ms_per_frame": 1e3 * spent_s / max(1, frames),
+                f"{kind}_frames_per_s": frames / took_s,
+            }
+            if kind == "think":  # at the end of the answer threads are gone, and with them their counts
+                found["wakes_per_s"] = (shown.switches - before) / took_s
+    return found
+
+
 def key_delays(folder: Path, keys: int) -> list[float]:
     """Type while a script streams; return the seconds from each key to its letter on the terminal."""
     half = int(STREAM_TPS * (keys * sum(KEY_GAP_S) / 2 + 10)) // 2
@@ -249,6 +310,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=240)
     parser.add_argument("--keys", type=int, default=150, help=f"at most {len(LETTERS)}")
+    parser.add_argument("--frames-only", action="store_true", help="measure what a frame costs, and nothing else")
     parser.add_argument("--engine", default="llamacpp", choices=["llamacpp", "openvino"])
     given = parser.parse_args()
     cores = os.cpu_count() or 1
@@ -257,12 +319,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_home(Path(folder) / "home", given.model)
         for label, threads in (("one_core_free", max(1, cores - 1)), ("defaults", None)):
+            if given.frames_only:
+                break
             ratios, shares = decode(label, threads, given.pairs, given.tokens, given.engine)
             if ratios:
                 medians = {"median": statistics.median(ratios), "app_share_of_a_core": statistics.median(shares)}
                 result[label] = {"threads": threads, "ratios": ratios, **medians}
                 print(f"{label}: median {statistics.median(ratios):.3f} of {len(ratios)} pairs")
-        delays = sorted(key_delays(Path(folder), min(given.keys, len(LETTERS)))) if given.keys else []
+        for high, wide in FRAME_SIZES:
+            cost = frame_cost(Path(folder), (high, wide))
+            result[f"frame_{wide}x{high}"] = cost
+            print(
+                f"{wide}x{high}, {FRAME_TPS} tokens/s:", ", ".join(f"{key} {value:.3g}" for key, value in cost.items())
+            )
+        delays = (
+            sorted(key_delays(Path(folder), min(given.keys, len(LETTERS))))
+            if given.keys and not given.frames_only
+            else []
+        )
         if delays:
             found = {
                 "count": len(delays),

@@ -299,6 +299,8 @@ def pressed(worker: Worker, prompt: str, rng: random.Random) -> tuple[float, flo
     for event in worker.stream(replace(request, max_tokens=400), control):
         now = time.perf_counter()
         if isinstance(event, ThinkDelta) and event.injected:
+            if not key_at:  # the model stopped by itself, and was given the rest
+                raise Stopped
             # The step that reads what is injected writes the answer's first token, too: they come together.
             control.cancel()
             return 1e3 * (now - key_at), 1e3 * statistics.median(b - a for a, b in pairwise(told_at[-20:]))

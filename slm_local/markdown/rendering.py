@@ -6,7 +6,7 @@ definitions are shown as they were written, and so are the backslashes that math
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
@@ -33,6 +33,9 @@ shown as it is."""
 
 MAX_HIGHLIGHTED = 100_000
 """Characters of code that are coloured; more is shown plain, as colouring would stop the display."""
+
+KEPT_LANGUAGES = 32
+"""What colours a language is made once for so many: a model may name any."""
 
 MIN_CELL_COLUMNS = 4
 """A table whose cells would be narrower than this is shown as it was written."""
@@ -78,12 +81,19 @@ def highlighted(code: str, language: str) -> Text:
     plain = Text(code, overflow="fold")
     if not language or len(code) > MAX_HIGHLIGHTED:
         return plain
-    text = Syntax("", language, theme=CODE_THEME, background_color="default", tab_size=0).highlight(code)
+    text = _syntax(language).highlight(code)
     if text.plain.rstrip("\n") != code.rstrip("\n"):
         return plain
     text.right_crop(len(text.plain) - len(code.rstrip("\n")))
     text.overflow = "fold"
     return text
+
+
+@lru_cache(KEPT_LANGUAGES)
+def _syntax(language: str) -> Syntax:
+    """Return what colours a language; Pygments looks for its lexer among hundreds, which takes longer than a block."""
+    by_name = Syntax("", language, tab_size=0)
+    return Syntax("", by_name.lexer or by_name.default_lexer, theme=CODE_THEME, background_color="default", tab_size=0)
 
 
 class _Code(CodeBlock):
@@ -137,9 +147,15 @@ class Answer(Markdown):
     }
 
     def __init__(self, text: str) -> None:
-        super().__init__("", code_theme=CODE_THEME, hyperlinks=False)
+        vars(self).update(_settings())
         self.markup = text
         self.parsed = _with_line_ends(_parser().parse(text))
+
+
+@cache
+def _settings() -> dict[str, object]:
+    """Return what Rich sets up for a text; it makes a parser of its own each time, which takes a millisecond."""
+    return vars(Markdown("", code_theme=CODE_THEME, hyperlinks=False))
 
 
 @cache

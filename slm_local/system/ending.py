@@ -22,6 +22,9 @@ LEAVE_LIMIT_S = 8.0
 """Longest stay after being told: an engine that does not answer is killed within four seconds, and a process that
 stays longer than ten is killed by most who told it. Children end with their pipes."""
 
+TERMINAL_POLL_S = 1.0
+"""How often is looked whether the terminal is still there."""
+
 REPEAT_S = 0.05
 """How soon the main thread is told again while it has not heard: Python's readline misses a signal that comes between
 two of its waits (seen with 3.11), until a key is pressed."""
@@ -42,16 +45,20 @@ def unwind(exit_code: int) -> None:
 
 
 @contextlib.contextmanager
-def told_to_end(act: Callable[[int], None], *, hears_interrupts: bool = False) -> Iterator[None]:
+def told_to_end(
+    act: Callable[[int], None], *, hears_interrupts: bool = False, needs_terminal: bool = False
+) -> Iterator[None]:
     """Call `act` in the main thread, with an exit code, when the system tells this process to end, once only.
 
     The process is gone `LEAVE_LIMIT_S` later at the latest, whatever it waits for. With `hears_interrupts` SIGINT is
-    such a signal too. A signal that was ignored before (nohup) stays so. Does nothing outside the main thread.
+    such a signal too. With `needs_terminal` the end of stdin's terminal counts as SIGHUP also where the system sends
+    none, as to a session without a controlling terminal. A signal that was ignored before (nohup) stays so. Does
+    nothing outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ending = _Ending(act)
+    ending = _Ending(act, needs_terminal=needs_terminal)
     heard = (*ENDINGS, *((signal.SIGINT,) if hears_interrupts else ()))
     before = {number: handler for number in heard if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     for number in before:
@@ -69,9 +76,10 @@ def told_to_end(act: Callable[[int], None], *, hears_interrupts: bool = False) -
 class _Ending:
     """Hears of the end in the main thread; a thread of its own sees to it that it does hear, and leaves."""
 
-    def __init__(self, act: Callable[[int], None]) -> None:
+    def __init__(self, act: Callable[[int], None], *, needs_terminal: bool) -> None:
         self.has_heard = threading.Event()
         self._act = act
+        self._needs_terminal = needs_terminal
         self._told, self._teller = os.pipe()  # gets a byte, the signal's number, from Python's own handler
         if sys.platform != "win32":
             os.set_blocking(self._teller, False)
@@ -112,11 +120,20 @@ class _Ending:
         os._exit(128 + number)
 
     def _first_ending(self) -> int | None:
-        """Wait for a signal that is ours; None when nobody listens any more."""
+        """Wait for a signal that is ours, or for the terminal's end; None when nobody listens any more."""
+        while self._needs_terminal and self._modes is not None and not self._is_told(TERMINAL_POLL_S):
+            if _is_lost(0):
+                hangup = signal.Signals["SIGHUP"]
+                return int(hangup if signal.getsignal(hangup) == self.hear else signal.SIGTERM)
         while byte := os.read(self._told, 1):
             if signal.getsignal(byte[0]) == self.hear:
                 return byte[0]
         return None
+
+    def _is_told(self, within_s: float) -> bool:
+        import select
+
+        return bool(select.select([self._told], [], [], within_s)[0])
 
 
 def _terminal_modes() -> list[Any] | None:
@@ -144,14 +161,22 @@ def _let_go_of_lost_terminal() -> None:
     """Have what is still written for a terminal that is gone go nowhere: every write would fail."""
     if sys.platform == "win32":
         return
+    for descriptor in (0, 1, 2):
+        if _is_lost(descriptor):
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+
+
+def _is_lost(descriptor: int) -> bool:
+    """Tell whether a descriptor is that of a terminal which is gone."""
+    if sys.platform == "win32":
+        return False
     import errno
     import termios
 
-    for descriptor in (0, 1, 2):
-        try:
-            termios.tcgetattr(descriptor)
-        except termios.error as error:
-            if error.args[0] == errno.EIO:
-                nowhere = os.open(os.devnull, os.O_RDWR)
-                os.dup2(nowhere, descriptor)
-                os.close(nowhere)
+    try:
+        termios.tcgetattr(descriptor)
+    except termios.error as error:
+        return bool(error.args[0] == errno.EIO)
+    return False

@@ -22,7 +22,7 @@ def run_desk(desk: Desk) -> int:
 
     app = DeskApp(desk)
     try:
-        with told_to_end(app.leave, hears_interrupts=True), signalled(app.answer_now):
+        with told_to_end(app.leave, hears_interrupts=True, needs_terminal=True), signalled(app.answer_now):
             app.run()
         if not app.is_told_to_end:
             keep_chat(app)

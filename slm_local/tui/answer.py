@@ -40,6 +40,8 @@ class AnswerParts:
         """Complete ones that were not taken yet."""
         self._pieces: list[Part] = []
         """Parts of the unfinished block that are shown until it is complete."""
+        self._gap = TextPart()
+        """What stands before the unfinished block."""
         self._cut = 0
         """Characters of the unfinished block in `_pieces`."""
 
@@ -62,7 +64,7 @@ class AnswerParts:
             self._cut += cut
             rest = rest[cut:]
         live = [*self._pieces, _live_part(rest, block)] if rest.strip() else [*self._pieces]
-        gap: list[Part] = [TextPart()] if live and self._complete else []
+        gap: list[Part] = [self._gap] if live and self._complete else []
         return first, [*fresh, *gap, *live]
 
     def _add(self, blocks: list[Block]) -> None:
@@ -70,7 +72,7 @@ class AnswerParts:
             if self._complete or self._fresh:
                 self._fresh.append(TextPart())
             self._fresh.append(_part(block))
-            self._pieces, self._cut = [], 0
+            self._pieces, self._gap, self._cut = [], TextPart(), 0
 
 
 def _part(block: Block) -> Part:

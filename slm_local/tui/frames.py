@@ -13,7 +13,7 @@ FRAME_S = 1 / 10
 
 MAX_FRAME_S = 1 / 3
 
-MAX_SHARE = 0.05
+MAX_SHARE = 0.025
 """Most of one core that drawing may take from a model: frames that cost more come less often."""
 
 

@@ -17,7 +17,6 @@ from rich.console import Console, RenderableType
 from rich.segment import Segment
 from rich.style import Style
 from rich.theme import Theme
-from textual.strip import Strip
 
 Tone = Literal["text", "prompt", "remark", "warning", "hint"]
 """What a text is, for the colours."""
@@ -41,8 +40,8 @@ class Part(Protocol):
         """Return about how many rows there would be, without the work."""
         ...
 
-    def strip(self, row: int) -> Strip:
-        """Return a row of what was laid, as wide as its text."""
+    def row(self, row: int) -> list[Segment]:
+        """Return a row of what was laid."""
         ...
 
 
@@ -83,13 +82,12 @@ class TextPart:
         """Return the rows, which cost little here."""
         return self.lay(columns)
 
-    def strip(self, row: int) -> Strip:
+    def row(self, row: int) -> list[Segment]:
         """Return a row."""
         line, start = self._rows[row]
         is_last = row + 1 == len(self._rows) or self._rows[row + 1][0] != line
         text = self._lines[line][start : None if is_last else self._rows[row + 1][1]]
-        text = (self._lead if row == 0 else " " * cell_len(self._lead)) + text
-        return Strip([Segment(text)], cell_len(text))
+        return [Segment((self._lead if row == 0 else " " * cell_len(self._lead)) + text)]
 
     def _wrap(self, line: int, start: int) -> None:
         columns = self._columns - cell_len(self._lead)
@@ -107,7 +105,7 @@ class RichPart:
         self._size = size
         """Characters of its text."""
         self._columns = 0
-        self._strips: list[Strip] = []
+        self._rows: list[list[Segment]] = []
 
     def lay(self, columns: int) -> int:
         """Render for a width and return how many rows there are."""
@@ -115,18 +113,18 @@ class RichPart:
             self._columns = columns
             console = _console()
             rows = console.render_lines(self._renderable, console.options.update(width=columns), pad=False)
-            self._strips = [Strip(_on_the_pane(row)) for row in rows] or [Strip.blank(0)]
-        return len(self._strips)
+            self._rows = [_on_the_pane(row) for row in rows] or [[]]
+        return len(self._rows)
 
     def estimate(self, columns: int) -> int:
         """Return about how many rows there would be, from those of another width where they are known."""
         if columns == self._columns or not self._columns:
-            return len(self._strips) or 1 + self._size // columns
-        return max(1, len(self._strips) * self._columns // columns)
+            return len(self._rows) or 1 + self._size // columns
+        return max(1, len(self._rows) * self._columns // columns)
 
-    def strip(self, row: int) -> Strip:
+    def row(self, row: int) -> list[Segment]:
         """Return a row."""
-        return self._strips[row]
+        return self._rows[row]
 
 
 def breaks(line: str, start: int, columns: int) -> Iterator[int]:

@@ -25,6 +25,7 @@ class ReplyView(Vertical):
     called at most ten times a second.
     """
 
+    BLANK = True  # its children cover it: so its own lines are not drawn with each frame
     DEFAULT_CSS = """
     ReplyView {
         Static { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }

@@ -20,7 +20,7 @@ from slm_local.generation import AnswerDelta, Control, LoadSettings, ThinkDelta
 from slm_local.system import ignore_interrupts, restrict_core_dumps
 from slm_local.worker.wire import from_line, to_line
 
-COALESCE_S = 1 / 30
+COALESCE_S = 1 / 15
 """Deltas of one kind that come closer together than this go over the pipe as one: no eye sees the difference, and the
 parent, which runs on the cores that decode, is woken less often."""
 LOG_CHECK_S = 1.0

@@ -38,9 +38,9 @@ MARK = "SLM_TEST_TERMINAL"
 
 BEGIN = """
 import fcntl, os, signal, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-signal.signal(int(sys.argv[1]), signal.SIG_IGN) if sys.argv[1] else None
-os.execv(sys.argv[2], sys.argv[2:])
+fcntl.ioctl(0, termios.TIOCSCTTY, 0) if sys.argv[1] else None
+signal.signal(int(sys.argv[2]), signal.SIG_IGN) if sys.argv[2] else None
+os.execv(sys.argv[3], sys.argv[3:])
 """
 """Makes the terminal on stdin the one that controls the session, ignores a signal, then becomes the program."""
 
@@ -68,6 +68,7 @@ class OnTerminal:
         rows: int = 24,
         columns: int = 80,
         ignores: signal.Signals | None = None,
+        controls: bool = True,
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.recorded = bytearray()
@@ -85,7 +86,18 @@ class OnTerminal:
             environment.pop(size, None)  # a program would believe them more than its terminal
         ignored = "" if ignores is None else str(int(ignores))
         self.process = subprocess.Popen(
-            [sys.executable, "-S", "-c", BEGIN, ignored, sys.executable, "-m", "slm_local", *arguments],
+            [
+                sys.executable,
+                "-S",
+                "-c",
+                BEGIN,
+                "yes" if controls else "",
+                ignored,
+                sys.executable,
+                "-m",
+                "slm_local",
+                *arguments,
+            ],
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,

@@ -59,6 +59,13 @@ def test_while_it_answers(start: Start, script: ScriptWriter, end: End, code: in
     is_clean(terminal, end, code)
 
 
+def test_the_end_of_a_terminal_that_controls_nothing_is_noticed(start: Start, script: ScriptWriter) -> None:
+    terminal = app_with(start, script, *SUM, STUCK, controls=False)  # so that no signal tells of it
+    terminal.hang_up()
+    assert terminal.end() == 129
+    assert terminal.left_running() == []
+
+
 @pytest.mark.parametrize(("end", "code"), ALL)
 def test_while_a_model_is_loaded(start: Start, script: ScriptWriter, end: End, code: int) -> None:
     terminal = start("chat", f"scripted:{script(setup={'load_fault': 'hang'})}")

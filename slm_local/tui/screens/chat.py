@@ -42,13 +42,24 @@ from slm_local.tui.turns import Turns
 LONG_WAIT_S = 30.0
 """An answer that begins after so long rings, where that is wanted."""
 
+TELL_S = 0.3
+"""Time from one status line to the next while a reply grows: numbers that change with every frame can't be read, and
+the rows between pane and line would be drawn with them."""
+
 LEAVE_S = 2.0
 """Two presses of Ctrl+C within this time leave."""
+
+
+class Panes(Container):
+    """What the panes lie on; nothing of it is seen."""
+
+    BLANK = True  # its children cover it: so its own lines are not drawn with each frame
 
 
 class ChatScreen(Screen[None]):
     """A conversation with one model at a time."""
 
+    BLANK = True  # as of the panes
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-low"), (16, "-high")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -94,13 +105,14 @@ class ChatScreen(Screen[None]):
         self._changes: dict[str, str] = {}
         """What was set while a model was open: it holds for the next one, too."""
         self._pressed_s = 0.0
+        self._told_s = 0.0
         self.frames = Frames(self, self._frame)
 
     def compose(self) -> ComposeResult:
         """Lay out the panes above the entry."""
         thinking, conversation = ThinkingPane(id="thinking"), ConversationPane(id="conversation")
         self.turns = Turns(thinking, conversation)
-        with Container(id="panes"):
+        with Panes(id="panes"):
             yield thinking
             yield conversation
         yield Entry(Entries(paths().data / "history"), id="entry")
@@ -275,7 +287,8 @@ class ChatScreen(Screen[None]):
                 self._end(exchange, showing)
             else:
                 showing.draw()
-        self._tell()
+        if not self.is_busy or time.monotonic() - self._told_s >= TELL_S:
+            self._tell()
         self._say_resumed()
         return self.is_busy or is_warming(self._session)
 
@@ -504,6 +517,7 @@ class ChatScreen(Screen[None]):
 
     def _tell(self) -> None:
         """Bring the status line up to date."""
+        self._told_s = time.monotonic()
         meter = self.turns.showing.meter if self.turns.showing is not None else None
         idle = "idle" if self._session is not None else "no model"
         state, hint, note = warming_words(self._session) or idle, "", ""

@@ -44,11 +44,11 @@ class ChatsScreen(ModalScreen[int | None]):
         & > Vertical { width: 100%; max-width: 160; height: 100%; max-height: 50; background: $surface; padding: 0 1; }
         #about { color: $text-muted; height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
         #panes { height: 1fr; layout: vertical; }
-        FlowView { height: 1fr; border-top: solid $panel; }
+        #read { height: 1fr; border-top: solid $panel; }
         &.-wide #panes { layout: horizontal; }
-        &.-wide FlowView { width: 1fr; border-top: none; border-left: solid $panel; padding: 0 1; }
+        &.-wide #read { width: 1fr; border-top: none; border-left: solid $panel; padding: 0 1; }
         &.-wide Picker { width: 1fr; }
-        &.-low.-narrow FlowView { display: none; }
+        &.-low.-narrow #read { display: none; }
     }
     """
 
@@ -85,7 +85,8 @@ class ChatsScreen(ModalScreen[int | None]):
             yield Static("reading the history…", id="about", markup=False)
             with Horizontal(id="panes"):
                 yield Picker("words of what was asked, thought or answered")
-                yield FlowView()
+                with Vertical(id="read"):
+                    yield FlowView()
             yield Keys()
 
     def on_mount(self) -> None:

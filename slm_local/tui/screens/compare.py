@@ -67,6 +67,7 @@ class Run:
 class CompareScreen(Screen[None]):
     """Shows lanes; Enter asks all of them, Escape stops them or, when nothing runs, goes back."""
 
+    BLANK = True  # as of the lanes
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (70, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-high")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
