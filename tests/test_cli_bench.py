@@ -171,6 +171,7 @@ def offer(person: Person, reference: str, registry: Registry, *, is_quiet: bool 
 def test_a_person_who_agrees_has_the_plans_raced(
     several: None, monkeypatch: pytest.MonkeyPatch, reference: str, registry: Registry
 ) -> None:
+    monkeypatch.setattr(measured, "PLAUSIBLE_TPS", (0.0, inf))  # a script's prompt is read in no time
     person = Person(monkeypatch, "\r")
     offer(person, reference, registry)
     assert [each.device for each in load_measurements(paths().cache)] == ["cpu", "gpu"]

@@ -121,14 +121,16 @@ class _Ending:
 
     def _first_ending(self) -> int | None:
         """Wait for a signal that is ours, or for the terminal's end; None when nobody listens any more."""
-        while self._needs_terminal and self._modes is not None and not self._is_told(TERMINAL_POLL_S):
-            if _is_lost(0):
-                hangup = signal.Signals["SIGHUP"]
-                return int(hangup if signal.getsignal(hangup) == self.hear else signal.SIGTERM)
-        while byte := os.read(self._told, 1):
+        while True:
+            while self._needs_terminal and self._modes is not None and not self._is_told(TERMINAL_POLL_S):
+                if _is_lost(0):
+                    hangup = signal.Signals["SIGHUP"]
+                    return int(hangup if signal.getsignal(hangup) == self.hear else signal.SIGTERM)
+            byte = os.read(self._told, 1)  # of any signal: other ones have handlers, too
+            if not byte:
+                return None
             if signal.getsignal(byte[0]) == self.hear:
                 return byte[0]
-        return None
 
     def _is_told(self, within_s: float) -> bool:
         import select

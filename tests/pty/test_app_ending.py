@@ -61,6 +61,7 @@ def test_while_it_answers(start: Start, script: ScriptWriter, end: End, code: in
 
 def test_the_end_of_a_terminal_that_controls_nothing_is_noticed(start: Start, script: ScriptWriter) -> None:
     terminal = app_with(start, script, *SUM, STUCK, controls=False)  # so that no signal tells of it
+    terminal.tell(signal.SIGWINCH)  # after one that means nothing, too
     terminal.hang_up()
     assert terminal.end() == 129
     assert terminal.left_running() == []
