@@ -12,7 +12,7 @@ from slm_local.engine import Engine
 from slm_local.errors import Interrupted, SlmError
 from slm_local.generation import AnswerDelta, Control, Done, Started, ThinkDelta
 
-DEPTHS = (0, 1024, 4096, 16_384, 65_536)
+DEPTHS = (0, 256, 1024, 4096, 16_384, 65_536)
 """Tokens in the KV cache when decoding begins, but for a short prompt; those are measured that the context holds."""
 
 READ_S = 60.0

@@ -24,8 +24,16 @@ from slm_local.cli.curves import write_shape
 from slm_local.cli.measures import bench_values, by_speed, name_of, progress, race_values
 from slm_local.cli.options import SHOWN, EngineFlags, takes
 from slm_local.cli.render import DIM, YELLOW, Terminal
-from slm_local.cli.runs import compared, comparison_values, keep_run, list_runs, run_to_compare, write_comparison
-from slm_local.engine import Choice, Engine, choose
+from slm_local.cli.runs import (
+    calm_remark,
+    compared,
+    comparison_values,
+    keep_run,
+    list_runs,
+    run_to_compare,
+    write_comparison,
+)
+from slm_local.engine import Choice, Engine, choose, mean
 from slm_local.errors import UsageError
 from slm_local.forecast import machine_line
 from slm_local.hardware import Hardware, probe
@@ -77,7 +85,8 @@ def command(
     """
     terminal: Terminal = context.obj
     if runs:
-        return list_runs(terminal, model, json=json)
+        named = None if model is None else mean(model, registry=registry_here(terminal)).spec.id
+        return list_runs(terminal, named, json=json)
     if model is None:
         raise UsageError("which model shall be measured?", hint="slm bench tiny-reasoner")
     if calibrate and (compare is not None or depth is not None):
@@ -104,6 +113,7 @@ def command(
     before = None if compare is None else run_to_compare(compare, choice.plans[0].spec.id)
     done = bench(Engine(choice), hardware, rounds=rounds, deepest=depth, tell=progress(terminal))
     values = bench_values(done)
+    values["remarks"] += calm_remark(values)
     ratios = None if before is None else compared(before, values)
     number = keep_run(terminal, values)
     if json:
@@ -112,7 +122,7 @@ def command(
         _write_bench(terminal, done, hardware)
         if ratios is not None:
             write_comparison(terminal, ratios)
-    _say_remarks(terminal, done.remarks)
+    _say_remarks(terminal, values["remarks"][1 if done.limit.remark else 0 :])
     if number is not None:
         terminal.say(f"kept as run {number}: slm bench {shell_word(model)} --compare {number}", DIM)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -83,6 +84,20 @@ def compared(run: Run, values: Mapping[str, Any]) -> Comparison:
     )
 
 
+def calm_remark(values: Mapping[str, Any]) -> list[str]:
+    """Say what other programs cost where no round was calm, by the last kept run that had calm ones; else nothing."""
+    busy, decode = values.get("busy"), _part(values.get("decode_tps"), "median")
+    if not _part(busy, "busy_rounds") or _part(busy, "calm_decode_tps") is not None:
+        return []
+    with suppress(ConfigError):  # told of where the run is kept
+        for run in reversed(load_runs(paths().data).runs):
+            calm = _part(run.figures.get("busy"), "calm_decode_tps")
+            same = run.machine == this_machine() and all(run.figures.get(each) == values.get(each) for each in SETTINGS)
+            if same and isinstance(calm, int | float) and calm > 0 and isinstance(decode, int | float):
+                return [f"calm rounds of run {run.number} decoded {number(calm)} tok/s: {_lost(1 - decode / calm)}"]
+    return []
+
+
 def comparison_values(done: Comparison) -> dict[str, Any]:
     """Return the JSON object that docs/cli.md lists."""
     ratios = [{"name": each.name, "then": each.then, "now": each.now, "ratio": each.ratio} for each in done.ratios]
@@ -99,7 +114,7 @@ def write_comparison(terminal: Terminal, done: Comparison) -> None:
 
 
 def list_runs(terminal: Terminal, model: str | None, *, json: bool) -> int:
-    """List the kept runs, of one model where one is named by its id; newest last."""
+    """List the kept runs, of one model where its id is given; newest last."""
     kept = load_runs(paths().data)
     shown = [run for run in kept.runs if model is None or run.figures.get("model") == model]
     if json:
@@ -134,8 +149,7 @@ def _figures(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         for each in _list(values.get("depths"))
     ]
     found += [
-        (f"step_s of {_part(each, 'sequences')} sequences", _part(each, "step_s"))
-        for each in _list(values.get("batches"))
+        (f"step_s, {_part(each, 'sequences')} at once", _part(each, "step_s")) for each in _list(values.get("batches"))
     ]
     found += [
         (f"later turn, {name}", _part(values.get("later_turn"), name))
@@ -145,6 +159,10 @@ def _figures(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in found:
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
             yield name, float(value)
+
+
+def _lost(share: float) -> str:
+    return f"being busy cost {share:.0%}" if share > 0 else "being busy cost nothing"
 
 
 def _list(value: object) -> list[object]:
