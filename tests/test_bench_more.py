@@ -27,6 +27,12 @@ def reference(script: ScriptWriter, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"scripted:{script(*[{'text': 'on '}] * 10_000)}"
 
 
+@pytest.fixture
+def slower(script: ScriptWriter, reference: str) -> str:
+    """Name one whose replies take long enough to come at once."""
+    return f"scripted:{script(*[{'text': 'on ', 'delay': 0.002}] * 10_000, name='slower')}"
+
+
 def opened(reference: str) -> Engine:
     engine = Engine(choose(reference, settings=Settings(threads=1)))
     engine.start(Control())
@@ -55,16 +61,17 @@ def test_a_depth_that_takes_long_to_read_is_left_out_unless_it_is_asked_for(refe
     assert all(each.decode_tps > 0.0 for each in every)
 
 
-def test_as_many_sequences_are_measured_as_the_engine_runs_at_once(reference: str) -> None:
-    with opened(reference) as engine:
+def test_as_many_sequences_are_measured_as_the_engine_runs_at_once(slower: str) -> None:
+    with opened(slower) as engine:
         done = measure_batches(engine, Control())
         assert engine.remembers_speed
     assert [each.sequences for each in done][:3] == [1, 2, 4]
     assert all(each.tps == pytest.approx(each.sequences / each.step_s) for each in done)
 
 
-def test_a_batch_that_does_not_fit_the_context_is_left_out(reference: str) -> None:
-    with opened(f"{reference}@ctx=128") as engine:
+def test_a_batch_that_does_not_fit_the_context_is_left_out(reference: str, script: ScriptWriter) -> None:
+    rows = [{"text": "on ", "delay": 0.002}] * 1000
+    with opened(f"scripted:{script(*rows, setup={'context': 128}, name='short')}") as engine:
         assert [each.sequences for each in measure_batches(engine, Control())] == [1, 2]
 
 

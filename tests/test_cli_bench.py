@@ -74,8 +74,9 @@ def test_bench_as_json_has_what_the_docs_list(slm: Slm, reference: str) -> None:
     assert 0.0 < spread["low"] <= spread["median"] <= spread["high"]
 
 
-def test_bench_shows_depths_widths_a_later_turn_and_memory(slm: Slm, reference: str) -> None:
-    result = slm("bench", reference, "--rounds", "1")
+def test_bench_shows_depths_widths_a_later_turn_and_memory(slm: Slm, script: ScriptWriter) -> None:
+    slower = script(*[{"text": "on ", "delay": 0.001}] * 10_000)
+    result = slm("bench", f"scripted:{slower}", "--rounds", "1")
     for depth in ("0", "256", "1,024"):
         assert re.search(rf"^{depth}  +[\d,.]+ tok/s  +\d+%$", result.out, re.MULTILINE), depth
     for width in (1, 2, 4):

@@ -107,7 +107,8 @@ def _step_s(engine: Engine, width: int, control: Control) -> float | None:
     """Return the seconds of a step while all sequences decoded; None where they never did at once."""
     tokens, seconds = 0, 0.0
     for number in range(BATCH_TRIES):
-        flights = [_Flight(engine, SEED + 1000 * (number + 1) * width + n, control) for n in range(width)]
+        begun = threading.Barrier(width)  # a short reply would be over before the last thread began
+        flights = [_Flight(engine, SEED + 1000 * (number + 1) * width + n, control, begun) for n in range(width)]
         for each in flights:
             each.join()
         _raise_first(flights, control)
@@ -131,12 +132,14 @@ def _raise_first(flights: Sequence[_Flight], control: Control) -> None:
 class _Flight:
     """One of the sequences, in a thread of its own."""
 
-    def __init__(self, engine: Engine, seed: int, control: Control) -> None:
+    def __init__(self, engine: Engine, seed: int, control: Control, begun: threading.Barrier) -> None:
         self.failure: SlmError | None = None
         self.first_s = self.last_s = 0.0
         self._arrivals: list[tuple[float, int]] = []
         """When tokens came, and how many."""
-        self._thread = threading.Thread(target=self._run, args=(engine, seed, control), name="slm-batch", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(engine, seed, control, begun), name="slm-batch", daemon=True
+        )
         self._thread.start()
 
     def join(self) -> None:
@@ -147,8 +150,9 @@ class _Flight:
         """Return the tokens that came after a moment and until another."""
         return sum(tokens for at_s, tokens in self._arrivals if begin_s < at_s <= end_s)
 
-    def _run(self, engine: Engine, seed: int, control: Control) -> None:
+    def _run(self, engine: Engine, seed: int, control: Control, begun: threading.Barrier) -> None:
         request = ids_request(engine, random_prompt(engine, short_tokens(engine), seed), BATCH_TOKENS + 1)
+        begun.wait()
         try:
             for event in engine.stream(request, control):
                 now = time.perf_counter()
