@@ -47,7 +47,7 @@ def cost_remarks(cost: BusyCost) -> list[str]:
         return []
     taken = f"other programs took up to {cost.others_cores:.1f} cores"
     if cost.lost_share is None:
-        return [f"{taken} in every round: what that cost shows beside a run on the quiet machine (--compare)"]
+        return [f"{taken} in every round: what that cost shows beside a run on a quiet machine (--compare)"]
     found = f"{cost.busy_decode_tps:.1f} tok/s in busy rounds, {cost.calm_decode_tps:.1f} in calm ones"
     lost = f"that cost {cost.lost_share:.0%}" if cost.lost_share > 0.0 else "that cost nothing"
     return [f"{taken}: {found}, {lost}"]
