@@ -15,10 +15,14 @@ import click
 import pytest
 
 from slm_local import measured
+from slm_local.bench import append_run
 from slm_local.bench import speeds as speeds_module
+from slm_local.bench.history import FILE as FILE_OF_RUNS
 from slm_local.cli import calibration
 from slm_local.cli.calibration import may_ask, offer_calibration
+from slm_local.cli.curves import BAR_COLUMNS, bars
 from slm_local.cli.render import Terminal
+from slm_local.cli.runs import calm_remark, this_machine
 from slm_local.config import Settings
 from slm_local.engine import Choice, choose
 from slm_local.hardware import Device, Hardware, probe
@@ -68,6 +72,85 @@ def test_bench_as_json_has_what_the_docs_list(slm: Slm, reference: str) -> None:
     assert (value["rounds"], value["backend"], value["read_gb_s"], value["share"]) == (2, "scripted", 50.0, None)
     spread = value["decode_tps"]
     assert 0.0 < spread["low"] <= spread["median"] <= spread["high"]
+
+
+def test_bench_shows_depths_widths_a_later_turn_and_memory(slm: Slm, script: ScriptWriter) -> None:
+    slower = script(*[{"text": "on ", "delay": 0.001}] * 10_000)
+    result = slm("bench", f"scripted:{slower}", "--rounds", "1")
+    for depth in ("0", "256", "1,024"):
+        assert re.search(rf"^{depth}  +[\d,.]+ tok/s  +\d+%$", result.out, re.MULTILINE), depth
+    for width in (1, 2, 4):
+        assert re.search(rf"^{width}  +[\d,.]+ tok/s  +[\d.]+ ms$", result.out, re.MULTILINE), width
+    assert re.search(r"first token of turn 3 \([\d,]+ tokens\): [\d.]+ s asked at once, [\d.]+ s after", result.out)
+    assert re.search(r"memory of all our processes: \d+ MB", result.out)
+    assert "energy: " in result.out
+
+
+def test_a_run_is_kept_listed_and_compared(slm: Slm, reference: str) -> None:
+    first = json.loads(slm("bench", reference, "--rounds", "1", "--json").out)
+    again = slm("bench", reference, "--rounds", "1", "--depth", "0", "--compare", "last", "--json")
+    second = json.loads(again.out)
+    assert (first["run"], first["compared"], second["run"], second["compared"]["run"]) == (1, None, 2, 1)
+    ratios = {each["name"]: each for each in second["compared"]["ratios"]}
+    decode = ratios["decode_tps"]
+    assert (decode["then"], decode["now"]) == (first["decode_tps"]["median"], second["decode_tps"]["median"])
+    assert decode["ratio"] == pytest.approx(decode["now"] / decode["then"])
+    assert "decode_tps at depth 0" in ratios
+    assert "decode_tps at depth 256" not in ratios  # the second run did not go there
+    listed = json.loads(slm("bench", "--runs", "--json").out)
+    assert [each["run"] for each in listed] == [1, 2]
+    assert listed[0]["figures"] == {name: each for name, each in first.items() if name not in ("run", "compared")}
+    assert ", ".join(f'"{name}"' for name in listed[0]) in PAGE
+    assert re.search(r"^2  +2\d{3}-\d\d-\d\d \d\d:\d\d  ", slm("bench", "--runs").out, re.MULTILINE)
+
+
+def test_a_comparison_is_shown_with_what_else_differs(slm: Slm, reference: str) -> None:
+    slm("bench", reference, "--rounds", "1", "--depth", "0", "--threads", "1")
+    result = slm("bench", reference, "--rounds", "1", "--depth", "0", "--threads", "2", "--compare", "1")
+    assert re.search(r"^decode_tps  +[\d,.]+  +[\d,.]+  +\d+\.\d\d$", result.out, re.MULTILINE)
+    assert "threads: 1 then, 2 now" in result.err
+
+
+def test_a_run_that_is_not_there_is_refused_before_anything_is_measured(slm: Slm, reference: str) -> None:
+    for asked in ("last", "7"):
+        result = slm("bench", reference, "--compare", asked)
+        assert result.code == 2
+        assert "hint: slm bench --runs" in result.err
+        assert "measuring" not in result.err
+
+
+def test_what_bench_can_not_do_is_refused_with_what_it_can(slm: Slm, reference: str) -> None:
+    assert "hint: slm bench tiny-reasoner" in slm("bench").err
+    assert "--calibrate" in slm("bench", reference, "--calibrate", "--compare", "1").err
+    deep = slm("bench", reference, "--depth", "99999999")
+    assert deep.code == 2
+    assert "has room for a depth of" in deep.err
+
+
+def test_where_nothing_can_be_kept_the_figures_are_shown_all_the_same(slm: Slm, reference: str, slm_home: Path) -> None:
+    (slm_home / "data" / FILE_OF_RUNS).mkdir(parents=True)
+    result = slm("bench", reference, "--rounds", "1", "--depth", "0")
+    assert result.code == 0
+    assert "decode" in result.out
+    assert "can't be kept" in result.err
+
+
+def test_busy_rounds_stand_beside_the_calm_ones_of_an_earlier_run(slm_home: Path) -> None:
+    settings = {"model": "m", "decode_tps": {"median": 30.0}}
+    calm = {**settings, "busy": {"busy_rounds": 0, "calm_decode_tps": 40.0}}
+    append_run(paths().data, at="2026-01-01T00:00:00", slm="1", machine=this_machine(), figures=calm)
+    busy = {**settings, "busy": {"busy_rounds": 3, "calm_decode_tps": None}}
+    assert calm_remark(busy) == ["calm rounds of run 1 decoded 40.0 tok/s: being busy cost 25%"]
+    assert calm_remark(calm) == []
+    assert calm_remark({**busy, "threads": 9}) == []
+
+
+def test_on_a_terminal_a_curve_has_bars() -> None:
+    screen = Screen()
+    terminal = Terminal(screen, screen, {"TERM": "xterm", "COLUMNS": "100"})
+    longest, half = bars(terminal, [10.0, 5.0])
+    assert longest == "█" * BAR_COLUMNS
+    assert half == "█" * (BAR_COLUMNS // 2)
 
 
 def test_calibrate_shows_the_race_and_keeps_it(slm: Slm, reference: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ class Pass:
 
     prompt_tokens: int
     """Of the first."""
+    cached_tokens: int | None
+    """Of these, found in the KV cache; None where the runtime does not say."""
     decoded_tokens: int
     """Tokens after the first of each."""
     first_token_s: float
@@ -65,19 +67,20 @@ def random_prompt(engine: Engine, tokens: int, seed: int) -> tuple[int, ...]:
 
 def read_prompt(engine: Engine, prompt_ids: Sequence[int], control: Control) -> Pass:
     """Read a prompt and make one token. Errors: those of `Engine.stream`, `Interrupted`."""
-    return _generate(engine, prompt_ids, 1, control)
+    return timed(engine, ids_request(engine, prompt_ids, 1), control)
 
 
-def decode(engine: Engine, tokens: int, seed: int, control: Control) -> Pass:
+def decode(engine: Engine, tokens: int, seed: int, control: Control, *, held: Sequence[int] = ()) -> Pass:
     """Decode so many tokens behind a short prompt; a reply that ends early is followed by another.
 
-    Errors: those of `Engine.stream`, `Interrupted`, `UsageError` for a model that makes no second token.
+    All prompts begin with `held`, which the KV cache keeps from one to the next. Errors: those of `Engine.stream`,
+    `Interrupted`, `UsageError` for a model that makes no second token.
     """
     done: list[Pass] = []
     missing = tokens
     while missing > 0 and len(done) < MOST_REPLIES:
-        prompt = random_prompt(engine, _short(engine), seed + len(done))
-        done.append(_generate(engine, prompt, missing + 1, control))
+        prompt = (*held, *random_prompt(engine, short_tokens(engine), seed + len(done)))
+        done.append(timed(engine, ids_request(engine, prompt, missing + 1), control))
         missing -= done[-1].decoded_tokens
     if missing == tokens:
         raise UsageError(
@@ -86,6 +89,7 @@ def decode(engine: Engine, tokens: int, seed: int, control: Control) -> Pass:
         )
     return Pass(
         prompt_tokens=done[0].prompt_tokens,
+        cached_tokens=done[0].cached_tokens,
         decoded_tokens=tokens - missing,
         first_token_s=done[0].first_token_s,
         prefill_s=done[0].prefill_s,
@@ -93,14 +97,20 @@ def decode(engine: Engine, tokens: int, seed: int, control: Control) -> Pass:
     )
 
 
-def _short(engine: Engine) -> int:
+def short_tokens(engine: Engine) -> int:
+    """Return the length of a short prompt of a loaded model."""
     return max(1, min(SHORT_PROMPT_TOKENS, engine.facts.context_tokens // 4))
 
 
-def _generate(engine: Engine, prompt_ids: Sequence[int], max_tokens: int, control: Control) -> Pass:
-    request = GenerationRequest(
+def ids_request(engine: Engine, prompt_ids: Sequence[int], max_tokens: int) -> GenerationRequest:
+    """Return the request to go on behind raw token ids."""
+    return GenerationRequest(
         prompt_ids=tuple(prompt_ids), sampling=engine.sampling(engine.settings.think), max_tokens=max_tokens
     )
+
+
+def timed(engine: Engine, request: GenerationRequest, control: Control) -> Pass:
+    """Generate once and take the time. Errors: those of `Engine.stream`, `Interrupted`."""
     engine.start(control)  # an engine that was closed is no part of a request
     begun = started = time.perf_counter()
     first: float | None = None
@@ -109,7 +119,7 @@ def _generate(engine: Engine, prompt_ids: Sequence[int], max_tokens: int, contro
         now = time.perf_counter()
         if isinstance(event, Started):
             started = now
-        elif first is None and _is_first_token(event):
+        elif first is None and is_first_token(event):
             first = now
         if isinstance(event, Done):
             reply = event.reply
@@ -118,7 +128,8 @@ def _generate(engine: Engine, prompt_ids: Sequence[int], max_tokens: int, contro
     first = first or now
     made = (reply.usage.think_tokens or 0) + (reply.usage.answer_tokens or 0)
     return Pass(
-        prompt_tokens=len(prompt_ids),
+        prompt_tokens=len(request.prompt_ids or ()) or reply.usage.prompt_tokens or 0,
+        cached_tokens=reply.usage.cached_tokens,
         decoded_tokens=max(0, made - 1),
         first_token_s=first - begun,
         prefill_s=first - started,
@@ -126,7 +137,7 @@ def _generate(engine: Engine, prompt_ids: Sequence[int], max_tokens: int, contro
     )
 
 
-def _is_first_token(event: StreamEvent) -> bool:
+def is_first_token(event: StreamEvent) -> bool:
     """Say whether an event comes with the first token: the prompt's end does, also where that token has no text."""
     if isinstance(event, PromptProgress):
         return event.done_tokens >= event.total_tokens

@@ -7,15 +7,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
+from slm_local.bench.busy import BusyCost, busy_cost, cost_remarks
+from slm_local.bench.curves import Batch, Depth, measure_batches, measure_depths
 from slm_local.bench.passes import SHORT_PROMPT_TOKENS, decode, random_prompt, read_prompt
+from slm_local.bench.turns import LaterTurn, measure_later_turn
 from slm_local.engine import Engine
-from slm_local.errors import ConfigError
+from slm_local.errors import ConfigError, Interrupted, PromptTooLong, SlmError, WorkerCrashed
 from slm_local.fit import device_of, read_bytes_per_token
 from slm_local.generation import Control
 from slm_local.hardware import Hardware
 from slm_local.measured import CACHED_BYTES, NotMeasured, load_measured, measure_read_gb_s, remember
+from slm_local.metrics import Energy, EnergyMeter
 from slm_local.model import Plan
 from slm_local.paths import paths
+from slm_local.system import OtherPrograms, family_memory_bytes
 
 PROMPT_TOKENS = 512
 """As llama-bench's pp512."""
@@ -56,6 +61,24 @@ class Round:
     """First token of the same prompt again, which the KV cache holds."""
     prefill_tps: float
     decode_tps: float
+    others_cores: float | None
+    """Cores that other programs took while it read and decoded; None where the system does not tell."""
+    energy: Energy
+    """Spent while it decoded."""
+    energy_tokens: int
+    """Tokens decoded meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What is measured once, with the model of the last round: how speed changes with what it has to do."""
+
+    depths: tuple[Depth, ...]
+    batches: tuple[Batch, ...]
+    later_turn: LaterTurn | None
+    memory_bytes: int | None
+    """Held by all our processes at the end; None where the system does not tell."""
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +104,7 @@ class Bench:
     prompt_tokens: int
     decoded_tokens: int
     rounds: tuple[Round, ...]
+    shape: Shape
     limit: Limit
     busy_share: float
     """Of the processor, what other programs took at the busiest moment between the rounds."""
@@ -89,6 +113,19 @@ class Bench:
     def spread(self, name: str) -> Spread:
         """Return the median and the extremes of a figure of the rounds."""
         return spread([getattr(each, name) for each in self.rounds])
+
+    @property
+    def busy_cost(self) -> BusyCost:
+        """Return what other programs took during the rounds, and what that cost."""
+        return busy_cost([(each.others_cores, each.decode_tps) for each in self.rounds])
+
+    @property
+    def tokens_per_joule(self) -> float | None:
+        """Return the tokens decoded for a joule of the whole machine; None where nothing tells it."""
+        joules = [each.energy.joules for each in self.rounds]
+        known = [each for each in joules if each is not None]
+        spent = sum(known)
+        return sum(each.energy_tokens for each in self.rounds) / spent if len(known) == len(joules) and spent else None
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -101,11 +138,13 @@ def bench(
     hardware: Hardware,
     *,
     rounds: int = ROUNDS,
+    deepest: int | None = None,
     control: Control | None = None,
     tell: Tell | None = None,
 ) -> Bench:
     """Measure an engine's plan; the model is loaded anew in every round, and closed at the end. Blocks.
 
+    `deepest`: the deepest context to decode at, in tokens; None: the deepest that is read soon.
     Refreshes the bandwidth that is kept of this machine. Errors: those of `Engine.stream`, `Interrupted`.
     """
     control, tell = control or Control(), tell or (lambda text: None)
@@ -120,15 +159,20 @@ def bench(
     for number in range(rounds):
         busy.append(busy_share())
         done.append(_round(engine, prompt, decoded, number, control, _prefixed(tell, number, rounds)))
-        engine.close()
+        if number < rounds - 1:
+            engine.close()
+    shape = _shape(engine, deepest, median(each.prefill_tps for each in done), control, tell)
+    engine.close()
     bandwidth.measure()
     speed = median(each.decode_tps for each in done)
-    remarks = [*bandwidth.remarks(), *busy_remarks(max(busy))]
+    cost = busy_cost([(each.others_cores, each.decode_tps) for each in done])
+    remarks = [*shape.remarks, *bandwidth.remarks(), *(cost_remarks(cost) or busy_remarks(max(busy)))]
     return Bench(
         plan=engine.plan,
         prompt_tokens=prompt,
         decoded_tokens=decoded,
         rounds=tuple(done),
+        shape=shape,
         limit=limit_of(engine.plan, hardware, bandwidth.read_gb_s, speed, decoded),
         busy_share=max(busy),
         remarks=tuple(remarks),
@@ -217,20 +261,57 @@ def _round(engine: Engine, prompt_tokens: int, decoded: int, number: int, contro
     tell("loading")
     engine.start(control)
     load_s = engine.load_s
+    others = OtherPrograms()
     tell(f"reading {prompt_tokens} tokens")
     first = random_prompt(engine, prompt_tokens, seed=1000 * number)
     cold = read_prompt(engine, first, control)
     warm = read_prompt(engine, first, control)
     prefill = read_prompt(engine, random_prompt(engine, prompt_tokens, seed=1000 * number + 1), control)
     tell(f"decoding {decoded} tokens")
-    decoding = decode(engine, decoded, 1000 * number + 2, control)
+    meter = EnergyMeter()
+    meter.start()
+    try:
+        decoding = decode(engine, decoded, 1000 * number + 2, control)
+    finally:
+        energy = meter.stop()
     return Round(
         load_s=load_s,
         cold_s=load_s + cold.first_token_s,
         warm_s=warm.first_token_s,
         prefill_tps=prefill.prefill_tps,
         decode_tps=decoding.decode_tps,
+        others_cores=others.cores(),
+        energy=energy,
+        energy_tokens=decoding.decoded_tokens,
     )
+
+
+def _shape(engine: Engine, deepest: int | None, prefill_tps: float, control: Control, tell: Tell) -> Shape:
+    tell("decoding in deeper contexts")
+    depths, remarks = measure_depths(engine, deepest, prefill_tps, control)
+    tell("decoding several sequences at once")
+    batches = measure_batches(engine, control)
+    tell("holding a conversation")
+    turn, refusal = _later_turn(engine, control)
+    return Shape(
+        depths=depths,
+        batches=batches,
+        later_turn=turn,
+        memory_bytes=family_memory_bytes(),
+        remarks=(*remarks, *refusal),
+    )
+
+
+def _later_turn(engine: Engine, control: Control) -> tuple[LaterTurn | None, list[str]]:
+    """Return the turn, or why there is none: not every model has a template, nor every context room for it."""
+    try:
+        return measure_later_turn(engine, control), []
+    except (Interrupted, WorkerCrashed):
+        raise
+    except PromptTooLong:
+        return None, ["a later turn was not measured: the context is too short for a conversation"]
+    except SlmError as error:
+        return None, [f"a later turn was not measured: {error.message}"]
 
 
 def _prefixed(tell: Tell, number: int, rounds: int) -> Tell:

@@ -17,11 +17,23 @@ from slm_local.bench import (
     calibrate,
     raceable,
 )
+from slm_local.bench.curves import ROOM_TOKENS, depths_of
 from slm_local.cli.answering import registry_here
+from slm_local.cli.curves import number as _number
+from slm_local.cli.curves import write_shape
 from slm_local.cli.measures import bench_values, by_speed, name_of, progress, race_values
 from slm_local.cli.options import SHOWN, EngineFlags, takes
 from slm_local.cli.render import DIM, YELLOW, Terminal
-from slm_local.engine import Choice, Engine, choose
+from slm_local.cli.runs import (
+    calm_remark,
+    compared,
+    comparison_values,
+    keep_run,
+    list_runs,
+    run_to_compare,
+    write_comparison,
+)
+from slm_local.engine import Choice, Engine, choose, mean
 from slm_local.errors import UsageError
 from slm_local.forecast import machine_line
 from slm_local.hardware import Hardware, probe
@@ -37,21 +49,51 @@ from slm_local.selector.rules import READ_HEAVY, THINK_HEAVY
 def command(
     context: typer.Context,
     flags: EngineFlags,
-    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)],
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False)] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="race every way to run it; the choice heeds it", rich_help_panel=SHOWN)
     ] = False,
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=1, max=100, help="measure so often", rich_help_panel=SHOWN)
     ] = 3,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            "--depth",
+            metavar="N",
+            min=0,
+            help="deepest context to decode at, in tokens",
+            rich_help_panel=SHOWN,
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare", metavar="RUN", help="a run's number, or last", rich_help_panel=SHOWN, show_default=False
+        ),
+    ] = None,
+    runs: Annotated[bool, typer.Option("--runs", help="list what was measured before", rich_help_panel=SHOWN)] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object", rich_help_panel=SHOWN)] = False,
 ) -> int:
     """Measure how fast a model runs here: load, first token, prefill, decode, and what the memory would allow.
+
+    Every run is kept; --runs lists them and --compare shows the new figures beside those of one.
 
     With --calibrate every way to run it whose files are here is raced for a few seconds, and what was measured is kept:
     from then on the fastest is chosen.
     """
     terminal: Terminal = context.obj
+    if runs:
+        named = None if model is None else mean(model, registry=registry_here(terminal)).spec.id
+        return list_runs(terminal, named, json=json)
+    if model is None:
+        raise UsageError("which model shall be measured?", hint="slm bench tiny-reasoner")
+    if calibrate and (compare is not None or depth is not None):
+        raise UsageError(
+            "--calibrate races and keeps no run: it goes with neither --compare nor --depth",
+            hint=f"slm bench {shell_word(model)} --calibrate",
+        )
     registry = registry_here(terminal)
     settings = flags.settings(registry.resolve(model).settings)
     # one by one: what a step costs is asked for, and a random prompt's text says nothing of how guesses fare
@@ -67,13 +109,32 @@ def command(
                 hint=f"slm bench {shell_word(model)} --threads {flags.threads}",
             )
         return _calibrate(terminal, choice, hardware, registry, json=json)
-    done = bench(Engine(choice), hardware, rounds=rounds, tell=progress(terminal))
+    _check_depth(depth, choice.plans[0])
+    before = None if compare is None else run_to_compare(compare, choice.plans[0].spec.id)
+    done = bench(Engine(choice), hardware, rounds=rounds, deepest=depth, tell=progress(terminal))
+    values = bench_values(done)
+    values["remarks"] += calm_remark(values)
+    ratios = None if before is None else compared(before, values)
+    number = keep_run(terminal, values)
     if json:
-        terminal.json(bench_values(done))
+        terminal.json({**values, "run": number, "compared": ratios and comparison_values(ratios)})
     else:
         _write_bench(terminal, done, hardware)
-    _say_remarks(terminal, done.remarks)
+        if ratios is not None:
+            write_comparison(terminal, ratios)
+    _say_remarks(terminal, values["remarks"][1 if done.limit.remark else 0 :])
+    if number is not None:
+        terminal.say(f"kept as run {number}: slm bench {shell_word(model)} --compare {number}", DIM)
     return 0
+
+
+def _check_depth(depth: int | None, plan: Plan) -> None:
+    most = max(depths_of(plan.context_tokens, plan.context_tokens - ROOM_TOKENS), default=0)
+    if depth is not None and depth > most:
+        raise UsageError(
+            f"the context of {plan.context_tokens:,} tokens has room for a depth of {most:,}",
+            hint=f"--ctx {depth + ROOM_TOKENS}, or --depth {most}",
+        )
 
 
 def _calibrate(terminal: Terminal, choice: Choice, hardware: Hardware, registry: Registry, *, json: bool) -> int:
@@ -105,8 +166,10 @@ def _write_bench(terminal: Terminal, done: Bench, hardware: Hardware) -> None:
         ("decode", *_rates(done.spread("decode_tps")), f"{done.decoded_tokens} tokens"),
     ]
     terminal.table(rows, head=("", "median", "least", "most", f"of {_times(len(done.rounds))}"))
+    write_shape(terminal, done.shape)
     terminal.line()
     terminal.paragraph(_limit_line(done.limit), rest="  ")
+    terminal.paragraph(_energy_line(done), rest="  ")
 
 
 def _limit_line(limit: Limit) -> str:
@@ -114,6 +177,13 @@ def _limit_line(limit: Limit) -> str:
         return f"limit: not known; {limit.remark}"
     read = f"{gigabytes(limit.bytes_per_token)} a token at {limit.read_gb_s:.0f} GB/s measured here"
     return f"limit: {_number(limit.decode_tps)} tok/s ({read}); decode reaches {limit.share:.0%} of it"
+
+
+def _energy_line(done: Bench) -> str:
+    if done.tokens_per_joule is None:
+        reasons = [each.energy.reason for each in done.rounds if each.energy.reason]
+        return f"energy: not known; {reasons[0] if reasons else 'its counter stood still'}"
+    return f"energy: {done.tokens_per_joule:.2f} tokens a joule of the whole machine while it decoded"
 
 
 def write_race(terminal: Terminal, done: Race, best: Plan) -> None:
@@ -154,10 +224,6 @@ def _seconds(spread: Spread) -> tuple[str, str, str]:
 
 def _rates(spread: Spread) -> tuple[str, str, str]:
     return f"{_number(spread.median)} tok/s", _number(spread.low), _number(spread.high)
-
-
-def _number(tps: float) -> str:
-    return f"{tps:,.0f}" if tps >= 100 else f"{tps:.1f}"
 
 
 def _times(rounds: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from slm_local.bench import Bench, Race, Racer, Spread
@@ -45,11 +46,19 @@ def bench_values(done: Bench) -> dict[str, Any]:
         "first_token_warm_s": _spread_values(done.spread("warm_s")),
         "prefill_tps": _spread_values(done.spread("prefill_tps")),
         "decode_tps": _spread_values(done.spread("decode_tps")),
+        "depths": [{"depth_tokens": each.depth_tokens, "decode_tps": each.decode_tps} for each in done.shape.depths],
+        "batches": [
+            {"sequences": each.sequences, "step_s": each.step_s, "tps": each.tps} for each in done.shape.batches
+        ],
+        "later_turn": asdict(done.shape.later_turn) if done.shape.later_turn else None,
+        "memory_bytes": done.shape.memory_bytes,
+        "tokens_per_joule": done.tokens_per_joule,
         "read_gb_s": done.limit.read_gb_s,
         "bytes_per_token": done.limit.bytes_per_token,
         "limit_tps": done.limit.decode_tps,
         "share": done.limit.share,
         "busy_share": done.busy_share,
+        "busy": {**asdict(done.busy_cost), "lost_share": done.busy_cost.lost_share},
         "remarks": [*([done.limit.remark] if done.limit.remark else []), *done.remarks],
     }
 

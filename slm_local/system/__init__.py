@@ -19,10 +19,11 @@ from slm_local.system.ending import LEAVE_LIMIT_S, ToldToEnd, told_to_end, unwin
 from slm_local.system.energy import EnergyCounter, EnergyReading, read_energy
 from slm_local.system.files import lock_down_file
 from slm_local.system.keys import TypedLine, TypedLines, can_type_lines, signalled
-from slm_local.system.load import FreeCores
+from slm_local.system.load import FreeCores, OtherPrograms
 from slm_local.system.memory import (
     Program,
     available_memory_bytes,
+    family_memory_bytes,
     largest_program,
     own_peak_rss_bytes,
     peak_rss_bytes,
@@ -57,6 +58,7 @@ __all__ = [
     "EnergyCounter",
     "EnergyReading",
     "FreeCores",
+    "OtherPrograms",
     "Power",
     "Program",
     "SpawnOptions",
@@ -74,6 +76,7 @@ __all__ = [
     "distributions",
     "driver_marks",
     "efficiency_cores",
+    "family_memory_bytes",
     "has_npu_firmware",
     "ignore_interrupts",
     "is_saving_power",

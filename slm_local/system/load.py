@@ -1,7 +1,8 @@
-"""How many cores other programs leave free, read off the system's own count of processor time."""
+"""How many cores other programs take and leave free, read off the system's own count of processor time."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ class CpuReading:
     """Spent by nobody, or by programs that give way to this one."""
     own_s: float
     """Spent by this process."""
+    cores: int = 0
 
 
 class FreeCores:
@@ -45,6 +47,26 @@ class FreeCores:
         return self._free
 
 
+class OtherPrograms:
+    """Says how many cores are taken by programs other than this one and what it started."""
+
+    def __init__(self) -> None:
+        self._last = read_cpu()
+        self._last_children_s = _children_s()
+
+    def cores(self) -> float | None:
+        """Return it as the mean since it was asked last; None where the system does not tell.
+
+        Children that began or ended meanwhile count as others. Programs that give way to this one take none.
+        """
+        before, children_before_s = self._last, self._last_children_s
+        self._last, self._last_children_s = after, children_after_s = read_cpu(), _children_s()
+        if before is None or after is None or after.at_s <= before.at_s:
+            return None
+        ours = (children_after_s - children_before_s) / (after.at_s - before.at_s)
+        return max(0.0, after.cores - free_cores(before, after) - ours)
+
+
 def free_cores(before: CpuReading, after: CpuReading) -> float:
     """Return the cores that were free for this process between two readings."""
     return (after.left_s - before.left_s + after.own_s - before.own_s) / (after.at_s - before.at_s)
@@ -65,7 +87,20 @@ def read_cpu() -> CpuReading | None:
         at_s=time.monotonic(),
         left_s=sum(getattr(per_core[core], name, 0.0) for core in usable for name in left),
         own_s=time.process_time(),
+        cores=len(usable),
     )
+
+
+def _children_s() -> float:
+    """Return the processor time of all living processes below this one."""
+    import psutil
+
+    spent_s = 0.0
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            times = child.cpu_times()
+            spent_s += times.user + times.system
+    return spent_s
 
 
 def _usable_cores(count: int) -> set[int]:

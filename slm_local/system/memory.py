@@ -56,6 +56,26 @@ def peak_rss_bytes(pid: int) -> int | None:
     return peak
 
 
+def family_memory_bytes() -> int | None:
+    """Return what this process and all that it started hold now; None where the system does not tell of all.
+
+    Pages that are shared count by their share (Linux), elsewhere what is each process's alone counts.
+    """
+    import psutil
+
+    held = 0
+    own = psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        try:
+            info = process.memory_full_info()
+        except psutil.NoSuchProcess:  # it ended meanwhile
+            continue
+        except psutil.Error:
+            return None
+        held += getattr(info, "pss", None) or info.uss
+    return held
+
+
 def total_memory_bytes() -> int:
     """Return the machine's memory, or the limit of this process's control group where that is less."""
     return min([_memory("MemTotal", "total"), *(limit for limit, _ in _memory_limits())])
