@@ -38,9 +38,9 @@ def opened(script: ScriptWriter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Op
     monkeypatch.setenv("SLM_SCRIPTED", "1")
     engines: list[Engine] = []
 
-    def start(*rows: dict[str, Any], **values: object) -> Engine:
+    def start(*rows: dict[str, Any], setup: dict[str, Any] | None = None, **values: object) -> Engine:
         settings = load_settings({"loop_guard": False, **values})
-        engines.append(open_model(f"scripted:{script(*rows)}", settings=settings))
+        engines.append(open_model(f"scripted:{script(*rows, setup=setup)}", settings=settings))
         return engines[-1]
 
     yield start
@@ -185,8 +185,8 @@ def test_a_cancel_ends_all_and_decides_nothing(opened: Opened) -> None:
 
 
 def test_answer_now_ends_the_thinking_of_all(opened: Opened) -> None:
-    think, close = {"text": "<think>", "ids": [1]}, {"text": "</think>", "ids": [2]}
-    engine, control = opened(think, think, ENDLESS, close, close, says("85"), says("85")), Control()
+    rows = (ENDLESS, {"text": "</think>", "ids": [2]}, *[says("85")] * 4)  # enough, whoever is first
+    engine, control = opened(*rows, setup={"template": "{{ messages[0].content }}<think>"}), Control()
     for message in draw(engine, engine.request("x"), seeds=range(2), control=control):
         if isinstance(message, SampleEvent) and isinstance(message.event, ThinkDelta) and "word" in message.event.text:
             control.end_thinking()

@@ -87,6 +87,31 @@ def test_a_program_that_takes_a_core_costs_a_thread_within_a_second_of_steps(siz
     assert machine.run(2000) >= 0.95 * quiet
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_steps_that_hang_are_answered_before_many_of_them_have(tells: bool) -> None:
+    machine = Machine(tells_free_cores=tells)
+    machine.run(100)
+    machine.hogs, begun = 1, len(machine.counts)
+    for factor in (2.0, 40.0, 3.0, 90.0, 60.0, 20.0):
+        if machine.control.threads_for(1) == 1:
+            break
+        machine.record(2, factor * machine.calm_s)
+    assert machine.counts[begun:] == [2] * (2 if tells else 3)
+    machine.run(10)
+    assert machine.control.threads_for(1) == 1
+    assert len(machine.notes) == 1
+
+
+def test_two_hiccups_in_a_row_cost_a_trial_at_most() -> None:
+    machine = Machine()
+    machine.run(100)
+    for _ in range(2):
+        machine.record(2, 50 * machine.calm_s)
+    machine.run(30)
+    assert machine.control.threads_for(1) == 2
+    assert not machine.notes
+
+
 def test_steps_alone_show_it_where_the_system_does_not_tell() -> None:
     machine = Machine(tells_free_cores=False)
     machine.run(200)

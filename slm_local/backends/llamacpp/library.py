@@ -16,23 +16,18 @@ from typing import Any
 
 from slm_local.errors import EngineMissing
 
-SHORT_SPIN = "1000"
-"""OpenMP spins before it sleeps. The default costs up to two thirds of the speed when another program takes a core;
-passive waiting costs half on a quiet machine; 1000 costs nothing on either (measured with 135M and 1.5B models)."""
-
 LOG_INFO, LOG_CONTINUES = 2, 5
 """Levels of ggml's log: debug is below info; a continuation has the level of what it continues."""
 
 
 def bindings() -> Any:
-    """Import `llama_cpp.llama_cpp` without its package's `__init__`; set the OpenMP spin before the library loads.
+    """Import `llama_cpp.llama_cpp` without its package's `__init__`.
 
     Errors: `EngineMissing` when the package is not installed or its library does not load.
     """
     loaded = sys.modules.get("llama_cpp.llama_cpp")
     if loaded is not None:
         return loaded
-    os.environ.setdefault("GOMP_SPINCOUNT", SHORT_SPIN)
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.submodule_search_locations is None:
         raise EngineMissing(

@@ -33,6 +33,10 @@ ENOUGH_STEPS = 6
 SLOW, SLOW_AND_CROWDED = 1.6, 1.15
 """How much slower than usual steps are, on average, when fewer threads are tried."""
 
+ROW_OF_SLOW, ROW_OF_SLOW_AND_CROWDED, LOST_STEPS = 3, 2, 7.0
+"""Or so many slow ones in a row that lost more than so many usual steps: where two threads of ours meet another program
+on one core, a single step can take a second."""
+
 TAKEN_SHARE = 0.25
 """So much of a core in other hands makes it a taken one: beside our own threads a program that never rests gets half
 of a core or two thirds, not all of it."""
@@ -131,8 +135,8 @@ class ThreadControl:
         self._recent.append(share)
         if self._may_rise(now_s, is_known=free_cores is not None):
             self._trial = _Trial(self._steady + 1, average(self._recent))
-        elif self._steady > 1 and now_s >= self._fall_at_s and self._is_slow(self._usual[rows]):
-            self._trial = _Trial(self._fewer(free_cores), average(self._recent))
+        elif self._steady > 1 and now_s >= self._fall_at_s and (before := self._slowness(self._usual[rows])):
+            self._trial = _Trial(self._fewer(free_cores), before)
         return ""
 
     def _look_around(self, free_cores: float | None) -> None:
@@ -163,10 +167,18 @@ class ThreadControl:
             usual.seconds *= 1 + (FOLLOW_DOWN * (share - 1) if share < 1 else min(FOLLOW_DOWN * (share - 1), FOLLOW_UP))
         return share
 
-    def _is_slow(self, usual: _Usual) -> bool:
-        if self._is_crowded and len(self._recent) >= ENOUGH_STEPS:
-            return usual.was_crowded or average(self._recent) > SLOW_AND_CROWDED
-        return len(self._recent) == WINDOW_STEPS and average(self._recent) > SLOW
+    def _slowness(self, usual: _Usual) -> float:
+        """Return what a step takes of what is usual, where that is so much that fewer threads should be tried; else 0."""
+        count = len(self._recent)
+        mean = average(self._recent)
+        if self._is_crowded and count >= ENOUGH_STEPS and (usual.was_crowded or mean > SLOW_AND_CROWDED):
+            return mean
+        if count == WINDOW_STEPS and mean > SLOW:
+            return mean
+        needed = ROW_OF_SLOW_AND_CROWDED if self._is_crowded else ROW_OF_SLOW
+        row = list(self._recent)[-needed:]
+        is_stuck = count >= needed and min(row) > SLOW and sum(row) > len(row) + LOST_STEPS
+        return min(row) if is_stuck else 0.0  # the least of them: one may be a hiccup
 
     def _fewer(self, free_cores: float | None) -> int:
         """Return with how many threads a trial goes down: as many as cores are free, else one fewer at each try."""
