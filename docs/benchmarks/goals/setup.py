@@ -54,18 +54,18 @@ class Setup:
         """Return the real model where there is one."""
         return small_model() if model == "135m" else self.words(model)
 
-    def open(self, file: Path, sampling: SamplingOverrides) -> Engine:
+    def open(self, file: Path, sampling: SamplingOverrides, context_tokens: int | None = None) -> Engine:
         """Open a model as `slm run` would, in a process of its own."""
-        return open_model(str(file), settings=self.settings(sampling))
+        return open_model(str(file), settings=self.settings(sampling, context_tokens))
 
-    def settings(self, sampling: SamplingOverrides) -> Settings:
+    def settings(self, sampling: SamplingOverrides, context_tokens: int | None = None) -> Settings:
         """Return the settings of our side, a token a decode; without loop guard: synthetic models repeat themselves."""
         return Settings(
             backend="llamacpp",
             device="cpu",
             sampling=sampling,
             threads=self.threads,
-            context_tokens=self.context_tokens,
+            context_tokens=context_tokens or self.context_tokens,
             loop_guard=False,
             offline=True,
             **_unguessed(Settings),
