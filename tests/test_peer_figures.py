@@ -86,7 +86,8 @@ def test_what_this_program_and_its_children_took_is_no_noise() -> None:
     noise = measuring.noise(at(0, busy=100, own=40), at(10, busy=118.4, own=58, clock=1.06))
     assert noise.foreign_share == pytest.approx(0.04)
     assert noise.clock_drift == pytest.approx(0.06)
-    assert not noise.is_quiet
+    assert noise.is_quiet
+    assert not measuring.noise(at(0, busy=100, own=40), at(10, busy=118.6, own=58)).is_quiet
 
 
 def test_a_noisy_round_is_measured_again_but_not_for_ever(machine: Callable[[list[float]], None]) -> None:

@@ -1,10 +1,10 @@
 """Measure pairs on a machine that may not be quiet, and keep every raw figure.
 
 A round measures both sides one after the other; a goal is the median of its rounds' ratios, and it is met where both
-quartiles stand on the right side. A round during which other programs took more than 5 % of a core is marked and measured again,
-within bounds; how fast the clock ran before and after is only noted, for virtual machines change it by a third within a
-second. Every record is appended to a file as it comes, so that a run that is stopped keeps what it has. Linux only
-(/proc/stat).
+quartiles stand on the right side. A round during which other programs took more than 5 % of a core is marked and
+measured again, within bounds; how fast the clock ran before and after is only noted, for virtual machines change it by
+a third within a second. Every record is appended to a file as it comes, so that a run that is stopped keeps what it
+has. Linux only (/proc/stat).
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class ThreadControl:
         return share
 
     def _slowness(self, usual: _Usual) -> float:
-        """Return what a step takes of what is usual, where that is so much that fewer threads should be tried; else 0."""
+        """Return what a step takes of what is usual where fewer threads should be tried for it, else 0."""
         count = len(self._recent)
         mean = average(self._recent)
         if self._is_crowded and count >= ENOUGH_STEPS and (usual.was_crowded or mean > SLOW_AND_CROWDED):
