@@ -225,6 +225,52 @@ def test_what_native_code_prints_goes_to_the_log_and_the_log_is_bounded(tmp_path
     assert done.stderr == b""
 
 
+@pytest.fixture
+def ahead(tmp_path: Path) -> Iterator[Worker]:
+    """A child that was started before anybody asked for one."""
+    worker_module.start_ahead(tmp_path, "scripted")
+    (started,) = worker_module._ahead
+    yield started
+    worker_module.end_ahead()
+    started.close()
+
+
+def test_a_child_started_ahead_is_taken_once(ahead: Worker, script: ScriptWriter, tmp_path: Path) -> None:
+    assert worker_module.take(tmp_path, "scripted") is ahead
+    other = worker_module.take(tmp_path, "scripted")
+    assert other is not ahead
+    other.close()
+    settings = load_settings_for("scripted", script({"text": "here", "end": "stop"}), context=4096, tags=THINK_TAGS)
+    ahead.load(settings, Control(), lambda waited, fraction: None)
+    assert text_of(list(ahead.stream(ask("x"), Control()))) == "here"
+
+
+def test_a_child_started_for_another_backend_is_not_taken(ahead: Worker, tmp_path: Path) -> None:
+    other = worker_module.take(tmp_path, "llamacpp")
+    assert other is not ahead
+    assert other.is_alive
+    assert not ahead.is_alive
+    other.close()
+
+
+def test_a_child_started_ahead_that_died_is_replaced(ahead: Worker, tmp_path: Path) -> None:
+    psutil.Process(ahead.pid).kill()
+    wait_until(lambda: not ahead.is_alive)
+    other = worker_module.take(tmp_path, "scripted")
+    assert other is not ahead
+    other.close()
+
+
+def test_a_child_that_nobody_takes_ends_with_the_command(ahead: Worker) -> None:
+    worker_module.end_ahead()
+    wait_until(lambda: not ahead.is_alive)
+
+
+def test_nothing_is_said_of_a_child_that_could_not_be_started_ahead(tmp_path: Path) -> None:
+    worker_module.start_ahead(tmp_path / "missing", "scripted")
+    assert not worker_module._ahead
+
+
 def test_old_logs_are_cleared_away(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / f"worker-2026-{number:02d}.log").write_text("old")

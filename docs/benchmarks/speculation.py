@@ -6,7 +6,8 @@
 gain, with acceptance forced by what is guessed, in rounds that measure everything once, medians over the rounds:
 
 1. t(rows) / t(1): `llama_decode` of so many rows in these very runs.
-2. acceptance 1: guessed is what a plain greedy run of the same prompt wrote, at a fixed width. Measured gain (wall
+2. acceptance 1: guessed is what a plain greedy run of the prompt wrote, at a fixed width, and each token sampled is
+   replaced by the one of that run: with random weights the batch's shape alone changes it soon. Measured gain (wall
    time a token of the plain run over that of this one) beside the predicted one, rows / (t(rows) / t(1)).
 3. acceptance 0: guessed are random tokens, at a fixed width; predicted 1 / (t(rows) / t(1)).
 4. on its own: the same two with the width, and whether to guess at all, left to `drafting.Drafting`, kept over the
@@ -33,6 +34,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -151,6 +153,24 @@ class Watched(LlamaCppBackend):
         return repr(self._vocabulary.text_of(token))
 
 
+class Replaying:
+    """A library whose samplers, once they have sampled, return recorded tokens, one after the other."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self.recorded: list[int] = []
+        self.place = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+    def llama_sampler_sample(self, *given: Any) -> int:
+        """Sample; return the next recorded token, where there is one."""
+        sampled, place = self._library.llama_sampler_sample(*given), self.place
+        self.place += 1
+        return self.recorded[place] if place < len(self.recorded) else int(sampled)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One generation."""
@@ -172,12 +192,14 @@ class Gain:
         self._backend = LlamaCppBackend()
         self._backend.load(_settings(model, threads, PROMPT_TOKENS + tokens + 64), Control(), lambda fraction: None)
         self._backend._vocabulary.is_end = lambda token: False  # type: ignore[method-assign]
+        self._backend._lib = self._library = Replaying(self._backend._lib)
         size = self._backend._vocabulary.size
         rng = random.Random(1)
         self._prompt = [rng.randrange(size // 2) for _ in range(PROMPT_TOKENS)]
         self._tokens = tokens
         self._noise = [rng.randrange(size) for _ in range(2 * tokens)]
-        self._recorded = self.run(None, Fixed(1)).ids
+        self._recorded: list[int] = []
+        self._recorded = self._library.recorded = self.run(None, Fixed(1)).ids
 
     def right(self, made: int, count: int) -> list[int]:
         """Guess what was recorded."""
@@ -194,6 +216,7 @@ class Gain:
         backend = self._backend
         backend.speculation = Speculation(lambda prompt: Guided(guess or _nothing), chooser)
         handle = backend.add(Prompt(ids=tuple(self._prompt)), Sampling())
+        self._library.place = 0
         ids: list[int] = []
         begun = 0.0
         while len(ids) < self._tokens:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from slm_local.backends.base import Backend
-from slm_local.errors import UsageError
+from slm_local.errors import SlmError, UsageError
 
 
 def backend_named(name: str) -> Backend:
@@ -26,3 +28,13 @@ def backend_named(name: str) -> Backend:
             return ScriptedBackend()
         case _:
             raise UsageError(f"there is no backend named {name!r}", hint="--backend llamacpp")
+
+
+def preload(name: str) -> None:
+    """Import the runtime that a backend will load; what is missing is said when it loads."""
+    with contextlib.suppress(SlmError):
+        backend_named(name)
+        if name == "llamacpp":
+            from slm_local.backends.llamacpp.library import bindings
+
+            bindings()

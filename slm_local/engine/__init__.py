@@ -44,6 +44,7 @@ from slm_local.selector import does_not_fit
 from slm_local.system import is_saving_power, kept_awake, largest_program
 from slm_local.thinking import patient
 from slm_local.worker import Worker
+from slm_local.worker import take as take_worker
 
 SILENCE_S = 0.5
 """After so long without a sign, the person is told what is going on."""
@@ -145,7 +146,7 @@ class Engine:
         self.close()
         self._told = ""
         self._compiles = self.plan.backend == "openvino" and _will_compile(self._load_settings)
-        self._worker = Worker(make_folder(paths().logs))
+        self._worker = take_worker(make_folder(paths().logs), self.plan.backend)
         self._facts = self._worker.load(self._load_settings, control, self._tell)
         self.load_s = self._unreported_load_s = time.perf_counter() - begun
 

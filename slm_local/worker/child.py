@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from slm_local.backends import backend_named
+from slm_local.backends import backend_named, preload
 from slm_local.driver import Driver, DriverEvent
 from slm_local.errors import SlmError
 from slm_local.generation import AnswerDelta, Control, LoadSettings, ThinkDelta
@@ -103,6 +103,8 @@ class _Child:
         request_id = message.get("id", 0)
         try:
             match message["op"]:
+                case "expect":
+                    preload(message["backend"])
                 case "load":
                     self._load(message["settings"])
                 case "start":
