@@ -51,8 +51,8 @@ FIRST_FALL_WAIT_S, FIRST_RISE_WAIT_S, LONGEST_WAIT_S = 0.5, 2.0, 60.0
 """How long after a trial of fewer, or of more, threads the next one may come; each that fails doubles it."""
 
 KNOWN_TAKEN_S = 30.0
-"""How much later more threads are tried where no core was seen to become free: what was seen may be wrong, but a step of
-threads that share a core may take a second."""
+"""How much later more threads are tried where no core was seen to become free: what was seen may be wrong, but a step
+of threads that share a core may take a second."""
 
 COST_SHARE = 0.02
 """Most of the time that failing trials may cost."""
