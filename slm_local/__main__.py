@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from slm_local.cli.app import main
+from slm_local.cli.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

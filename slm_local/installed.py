@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -79,6 +78,8 @@ def _source() -> str:
 
 def _direct_url() -> dict[str, Any]:
     """Return the record of a package that did not come from an index (PEP 610); empty where it did."""
+    from importlib.metadata import PackageNotFoundError, distribution  # takes a while, and few ask
+
     try:
         text = distribution(NAME).read_text("direct_url.json")
         record = json.loads(text) if text else {}

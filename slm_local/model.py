@@ -185,3 +185,10 @@ class Plan:
     """On a device of fixed shapes (NPU): the longest prompt, thoughts read again included."""
     response_tokens: int | None = None
     """On such a device: the longest response that is always had; both together are the context."""
+
+
+def gigabytes(size_bytes: int) -> str:
+    """Write a size as people read it: 4.9 GB, 98 MB, 12 kB."""
+    if size_bytes < 10**6:
+        return f"{size_bytes / 1e3:.0f} kB"
+    return f"{size_bytes / 1e6:.0f} MB" if size_bytes < 10**9 else f"{size_bytes / 1e9:.1f} GB"

@@ -8,7 +8,7 @@ from shlex import quote
 
 from slm_local.config import Settings
 from slm_local.engine import Engine
-from slm_local.forecast import limit_words
+from slm_local.forecast.thinking import limit_words
 from slm_local.generation import Reply, Sampling, Started, Thinking, Usage
 from slm_local.model import ModelSpec, Plan
 from slm_local.selector import gigabytes

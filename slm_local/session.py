@@ -8,14 +8,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from slm_local import samples
 from slm_local.engine import Engine, Warming
 from slm_local.errors import UsageError
 from slm_local.generation import Control, Done, GenerationRequest, Message, Reply, StateMoved, StreamEvent, Thinking
 from slm_local.resuming import Leaving, Resuming, Waiting
-from slm_local.samples import Sample, SampleEvent, SampleMessage, Vote
-from slm_local.samples.variety import seeded
 from slm_local.store import (
     ChatKind,
     Exchange,
@@ -29,6 +27,9 @@ from slm_local.store import (
     facts_of,
     markdown,
 )
+
+if TYPE_CHECKING:
+    from slm_local.samples import SampleMessage, Vote  # only who draws several needs them
 
 UNNOTICED_S = 0.3
 """How long whoever leaves may wait for a preparation that is nearly over: then all of it is kept."""
@@ -171,6 +172,8 @@ class ChatSession:
         Every sample is kept once it ended, sample 0 while it comes. Errors: those of `samples.draw`,
         `UsageError` as `samples.check_variety`.
         """
+        from slm_local import samples
+
         self.unanswered, self._failed = text, None
         engine = self.engine
         count = len(seeds)
@@ -179,7 +182,7 @@ class ChatSession:
         self._restore()
 
         def facts(seed: int) -> PlanFacts:
-            return facts_of(engine.plan, seeded(request, seed), samples=count if count > 1 else None)
+            return facts_of(engine.plan, samples.seeded(request, seed), samples=count if count > 1 else None)
 
         recorder, model = self._recorder, engine.reference
         records: dict[int, Record] = {}
@@ -188,14 +191,14 @@ class ChatSession:
             with recorder.turn(text, model=model, system=self.system, facts=facts(seeds[0])) as first:
                 for message in samples.draw(engine, request, seeds=seeds, stops_early=stops_early, control=control):
                     match message:
-                        case SampleEvent(sample=0):
+                        case samples.SampleEvent(sample=0):
                             first.feed(message.event)
-                        case Sample(number=number, seed=seed):
+                        case samples.Sample(number=number, seed=seed):
                             other = Record(prompt=text, model=model, system=self.system, facts=facts(seed))
                             record = records[number] = first if number == 0 else other
                             record.ending, record.state = (message.reply, message.error), "sample"
                             recorder.finish(record)
-                        case Vote():
+                        case samples.Vote():
                             last = message
                     yield message
         finally:

@@ -14,7 +14,8 @@ import pytest
 
 from slm_local import hardware, system
 from slm_local.config import Settings
-from slm_local.forecast import forecast, offers
+from slm_local.forecast.plans import forecast
+from slm_local.forecast.suited import offers
 from slm_local.hardware import Hardware, runtimes
 from slm_local.measured import FILE, remember
 from slm_local.model import ModelSpec, Variant

@@ -13,7 +13,7 @@ import pytest
 from slm_local.download.values import FetchProgress
 from slm_local.engine import open_model
 from slm_local.errors import DownloadFailed
-from slm_local.forecast import pace
+from slm_local.forecast.offers import pace
 from tests.command import Result, child_environment, slm
 from tests.hub.fixtures import TINY_REPO, hub, serve_openvino, serve_split, serve_tiny
 from tests.hub.server import HubServer

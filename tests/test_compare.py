@@ -23,7 +23,8 @@ from slm_local.compare import (
     verdicts,
 )
 from slm_local.config import Settings, load_settings
-from slm_local.engine import Choice, Offer, choose
+from slm_local.engine import Choice, choose
+from slm_local.engine.supply import Offer
 from slm_local.errors import DoesNotFit, Interrupted, UnknownModel, UsageError, WorkerCrashed
 from slm_local.generation import AnswerDelta, Control, Reply, Started, ThinkDelta, Timings, Usage
 from slm_local.metrics import EnergyMeter

@@ -394,7 +394,7 @@ def expected(trials: list[Any]) -> list[str]:
 
 def final_answers(folder: str, texts: list[str], cache: Path) -> list[str]:
     """Answer rendered prompts greedily with an OpenVINO folder, as many at once as it takes."""
-    from slm_local.backends.openvino import OpenVinoBackend
+    from slm_local.backends.openvino.backend import OpenVinoBackend
     from slm_local.tiny import tokens
     from slm_local.tiny.evaluate import final_of
 

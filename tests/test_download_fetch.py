@@ -22,9 +22,9 @@ from slm_local.download.hub import Hub
 from slm_local.download.order import order_at
 from slm_local.download.partial import digests_of
 from slm_local.download.progress import Progress
-from slm_local.download.values import FetchProgress, Patience, RemoteFile, RemoteRepo, gigabytes
+from slm_local.download.values import FetchProgress, Patience, RemoteFile, RemoteRepo
 from slm_local.errors import DownloadFailed
-from slm_local.model import Variant
+from slm_local.model import Variant, gigabytes
 from slm_local.sanitize import shell_word
 from tests.hub.fixtures import hub, some_bytes  # noqa: F401
 from tests.hub.misbehaviour import SERVER_BUSY, Fault, wrong_bytes

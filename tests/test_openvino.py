@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from slm_local.backends.llamacpp import LlamaCppBackend
 from slm_local.backends.llamacpp.vocabulary import TokenText
-from slm_local.backends.openvino import OpenVinoBackend, vocabulary
+from slm_local.backends.openvino import vocabulary
+from slm_local.backends.openvino.backend import OpenVinoBackend
 from slm_local.backends.openvino.library import IDLE_TOKENIZER, check_device, openvino
 from slm_local.backends.openvino.vocabulary import GgufWords, IrWords
 from slm_local.driver import Driver
@@ -644,7 +645,7 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_importing_the_backend_loads_no_runtime() -> None:
-    probe = "import sys, slm_local.backends.openvino; print(*sorted({n.partition('.')[0] for n in sys.modules}))"
+    probe = "import sys, slm_local.backends.openvino.backend; print(*{n.partition('.')[0] for n in sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True, env=child_environment()
     )
@@ -669,7 +670,7 @@ def test_signals_still_come_after_models_were_freed_in_the_order_they_were_loade
     probe = (
         "import signal, sys\n"
         "from pathlib import Path\n"
-        "from slm_local.backends.openvino import OpenVinoBackend\n"
+        "from slm_local.backends.openvino.backend import OpenVinoBackend\n"
         "from slm_local.generation import Control\n"
         "from tests.test_openvino import settings_for\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('the handler ran'))\n"

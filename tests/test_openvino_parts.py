@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from slm_local.backends.openvino import OpenVinoBackend, cache, loading, pipelines
+from slm_local.backends.openvino import cache, loading, pipelines
+from slm_local.backends.openvino.backend import OpenVinoBackend
 from slm_local.backends.openvino.cache import compile_folder, open_cache, size_of
 from slm_local.backends.openvino.library import genai, refuse_load
 from slm_local.backends.openvino.pipelines import Single, make_pipeline, properties_for

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from slm_local.forecast import limit_words, thinking_words
+from slm_local.forecast.thinking import limit_words, thinking_words
 from slm_local.generation import Cut, ReasoningTags, Thinking
 from slm_local.model import ModelSpec, Plan, Variant
 from slm_local.thinking import cut_words, patient, read_thinking

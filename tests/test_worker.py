@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from slm_local import worker as worker_module
-from slm_local.errors import FailureRecord, SlmError, WorkerCrashed
+from slm_local.errors import FailureRecord, ModelBroken, SlmError, WorkerCrashed
 from slm_local.generation import (
     AnswerDelta,
     Control,
@@ -29,7 +29,8 @@ from slm_local.generation import (
     StreamEvent,
     ThinkDelta,
 )
-from slm_local.worker import Worker
+from slm_local.worker import Worker, ahead
+from slm_local.worker.ahead import Likely
 from slm_local.worker.wire import from_line, to_line
 from tests.conftest import ScriptWriter
 from tests.contract.runners import Heard, ask
@@ -226,49 +227,108 @@ def test_what_native_code_prints_goes_to_the_log_and_the_log_is_bounded(tmp_path
 
 
 @pytest.fixture
-def ahead(tmp_path: Path) -> Iterator[Worker]:
+def started_ahead(tmp_path: Path) -> Iterator[Worker]:
     """A child that was started before anybody asked for one."""
-    worker_module.start_ahead(tmp_path, "scripted")
-    (started,) = worker_module._ahead
+    ahead.start(tmp_path, Likely("scripted"))
+    ((started, _),) = ahead._ahead
     yield started
-    worker_module.end_ahead()
+    ahead.end()
     started.close()
 
 
-def test_a_child_started_ahead_is_taken_once(ahead: Worker, script: ScriptWriter, tmp_path: Path) -> None:
-    assert worker_module.take(tmp_path, "scripted") is ahead
-    other = worker_module.take(tmp_path, "scripted")
-    assert other is not ahead
+def test_a_child_started_ahead_is_taken_once(started_ahead: Worker, script: ScriptWriter, tmp_path: Path) -> None:
+    path = script({"text": "here", "end": "stop"})
+    assert ahead.take(tmp_path, "scripted", str(path)) is started_ahead
+    other = ahead.take(tmp_path, "scripted", str(path))
+    assert other is not started_ahead
     other.close()
-    settings = load_settings_for("scripted", script({"text": "here", "end": "stop"}), context=4096, tags=THINK_TAGS)
-    ahead.load(settings, Control(), lambda waited, fraction: None)
-    assert text_of(list(ahead.stream(ask("x"), Control()))) == "here"
+    settings = load_settings_for("scripted", path, context=4096, tags=THINK_TAGS)
+    started_ahead.load(settings, Control(), lambda waited, fraction: None)
+    assert text_of(list(started_ahead.stream(ask("x"), Control()))) == "here"
 
 
-def test_a_child_started_for_another_backend_is_not_taken(ahead: Worker, tmp_path: Path) -> None:
-    other = worker_module.take(tmp_path, "llamacpp")
-    assert other is not ahead
+def test_a_child_started_for_another_backend_is_not_taken(started_ahead: Worker, tmp_path: Path) -> None:
+    other = ahead.take(tmp_path, "llamacpp", "m.gguf")
+    assert other is not started_ahead
     assert other.is_alive
-    assert not ahead.is_alive
+    assert not started_ahead.is_alive
     other.close()
 
 
-def test_a_child_started_ahead_that_died_is_replaced(ahead: Worker, tmp_path: Path) -> None:
-    psutil.Process(ahead.pid).kill()
-    wait_until(lambda: not ahead.is_alive)
-    other = worker_module.take(tmp_path, "scripted")
-    assert other is not ahead
+def test_a_child_that_reads_another_file_is_not_taken(tmp_path: Path) -> None:
+    ahead.start(tmp_path, Likely("scripted", "one"))
+    ((started, _),) = ahead._ahead
+    other = ahead.take(tmp_path, "scripted", "another")
+    assert other is not started
+    assert not started.is_alive
     other.close()
 
 
-def test_a_child_that_nobody_takes_ends_with_the_command(ahead: Worker) -> None:
-    worker_module.end_ahead()
-    wait_until(lambda: not ahead.is_alive)
+def test_a_child_started_ahead_that_died_is_replaced(started_ahead: Worker, tmp_path: Path) -> None:
+    psutil.Process(started_ahead.pid).kill()
+    wait_until(lambda: not started_ahead.is_alive)
+    other = ahead.take(tmp_path, "scripted", "")
+    assert other is not started_ahead
+    other.close()
+
+
+def test_a_child_that_nobody_takes_ends_with_the_command(started_ahead: Worker) -> None:
+    ahead.end()
+    wait_until(lambda: not started_ahead.is_alive)
 
 
 def test_nothing_is_said_of_a_child_that_could_not_be_started_ahead(tmp_path: Path) -> None:
-    worker_module.start_ahead(tmp_path / "missing", "scripted")
-    assert not worker_module._ahead
+    ahead.start(tmp_path / "missing", Likely("scripted"))
+    assert not ahead._ahead
+
+
+def test_a_model_that_was_read_ahead_is_not_read_again(tiny_reasoner: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    ahead.start(tmp_path, Likely("llamacpp", str(tiny_reasoner)))
+    worker = ahead.take(tmp_path, "llamacpp", str(tiny_reasoner))
+    try:
+        facts = worker.load(load_settings_for("llamacpp", tiny_reasoner), Control(), lambda waited, fraction: None)
+        assert facts.vocabulary_size > 0
+        assert worker.log_path.read_text(errors="replace").count("loaded meta data") == 1
+    finally:
+        worker.close()
+
+
+def test_a_broken_file_read_ahead_is_said_when_it_is_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(60))
+    ahead.start(tmp_path, Likely("llamacpp", str(broken)))
+    worker = ahead.take(tmp_path, "llamacpp", str(broken))
+    with pytest.raises(ModelBroken, match=r"broken\.gguf"):
+        worker.load(load_settings_for("llamacpp", broken), Control(), lambda waited, fraction: None)
+
+
+def test_it_is_remembered_what_a_reference_opened_until_the_file_changes(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_text("weights")
+    assert ahead.likely_for(tmp_path, "m", None) == Likely("llamacpp")
+    ahead.remember(tmp_path, "m", "openvino", str(file))
+    assert ahead.likely_for(tmp_path, "m", None) == Likely("openvino", str(file))
+    assert ahead.likely_for(tmp_path, "m", "llamacpp") == Likely("llamacpp")
+    assert ahead.likely_for(tmp_path, "scripted:x", None) == Likely("scripted")
+    file.write_text("other weights")
+    assert ahead.likely_for(tmp_path, "m", None) == Likely("openvino")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"m": 3}', '{"m": {"backend": 1, "path": "x", "file": []}}'])
+def test_a_memory_that_can_not_be_read_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / ahead.FILE).write_text(text)
+    assert ahead.likely_for(tmp_path, "m", None) == Likely("llamacpp")
+
+
+def test_only_so_many_references_are_remembered(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_text("weights")
+    for number in range(ahead.KEPT + 3):
+        ahead.remember(tmp_path, f"m{number}", "llamacpp", str(file))
+    assert ahead.likely_for(tmp_path, "m0", None).path == ""
+    assert ahead.likely_for(tmp_path, f"m{ahead.KEPT + 2}", None).path == str(file)
 
 
 def test_old_logs_are_cleared_away(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from measuring import Ratio, Report
 
-from slm_local.backends.openvino import OpenVinoBackend
+from slm_local.backends.openvino.backend import OpenVinoBackend
 from slm_local.backends.openvino.library import genai
 from slm_local.backends.openvino.pipelines import id_tensor
 from slm_local.driver import Driver

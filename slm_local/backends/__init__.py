@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 from slm_local.backends.base import Backend
 from slm_local.errors import SlmError, UsageError
+from slm_local.generation import Control
 
 
 def backend_named(name: str) -> Backend:
@@ -19,7 +21,7 @@ def backend_named(name: str) -> Backend:
 
             return LlamaCppBackend()
         case "openvino":
-            from slm_local.backends.openvino import OpenVinoBackend
+            from slm_local.backends.openvino.backend import OpenVinoBackend
 
             return OpenVinoBackend()
         case "scripted":
@@ -30,11 +32,17 @@ def backend_named(name: str) -> Backend:
             raise UsageError(f"there is no backend named {name!r}", hint="--backend llamacpp")
 
 
-def preload(name: str) -> None:
-    """Import the runtime that a backend will load; what is missing is said when it loads."""
-    with contextlib.suppress(SlmError):
-        backend_named(name)
-        if name == "llamacpp":
-            from slm_local.backends.llamacpp.library import bindings
+def read_ahead(name: str, model_path: str, control: Control, on_progress: Callable[[float], None]) -> Backend | None:
+    """Make a backend that will most likely be wanted, import its runtime and read a model, if there is a path; blocks.
 
-            bindings()
+    None where it can't be: what is wrong is said when it loads.
+    """
+    with contextlib.suppress(SlmError):
+        if name != "llamacpp":
+            return backend_named(name)
+        from slm_local.backends.llamacpp import LlamaCppBackend
+
+        backend = LlamaCppBackend()
+        backend.read_ahead(model_path, control, on_progress)
+        return backend
+    return None

@@ -13,8 +13,8 @@ from slm_local.cli.options import Flags
 from slm_local.cli.render import DIM, YELLOW, Terminal
 from slm_local.cli.stream import ANSWER_NOW, Outcome, View, play
 from slm_local.cli.views import JsonLinesView, JsonView, PlainView, Subject
-from slm_local.engine import Engine, Offer, open_model
-from slm_local.forecast import limit_words
+from slm_local.engine import Engine, open_model
+from slm_local.forecast.thinking import limit_words
 from slm_local.generation import Control, Reply, StreamEvent
 from slm_local.hardware import probe
 from slm_local.paths import paths
@@ -26,6 +26,7 @@ from slm_local.system import TypedLine, can_type_lines
 from slm_local.thinking import PATIENCE_S
 
 if TYPE_CHECKING:
+    from slm_local.engine.supply import Offer
     from slm_local.store import Store
 
 Form = Literal["text", "json", "jsonl"]

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -48,9 +48,6 @@ COMMANDS = {
     "import": _Entry("importing", "DIR", "take models from a folder or a stick"),
 }
 ALIASES = {"list": "ls"}
-ANSWERING = ("run", "chat")
-"""Commands that, with a model named, start an engine."""
-
 EXAMPLES = """\
   slm run tiny-reasoner "What is 47 + 38?"   watch it think, then answer
   cat notes.txt | slm run MODEL "Sum up"     stdout is the answer, nothing else
@@ -170,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; errors are two lines on stderr."""
     terminal = standard_terminal()
     try:
-        with told_to_end(unwind), _engine_ahead(sys.argv[1:] if arguments is None else ()):
+        with told_to_end(unwind):
             return _invoke(list(sys.argv[1:] if arguments is None else arguments), terminal)
     except ToldToEnd as end:
         return end.exit_code
@@ -186,30 +183,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _tell(terminal, SlmError(f"the system refuses: {error}", hint=hint))
     except Exception as error:
         return _tell(terminal, SlmError(f"a bug of slm: {type(error).__name__}: {error}", hint=DEBUG_HINT))
-
-
-@contextlib.contextmanager
-def _engine_ahead(words: Sequence[str]) -> Iterator[None]:
-    """Where the words will want an engine, start its process now: it imports while this one does, too."""
-    if len(words) < 2 or words[0] not in ANSWERING or "--help" in words:
-        yield
-        return
-    from slm_local.paths import make_folder, paths
-    from slm_local.worker import end_ahead, start_ahead
-
-    with contextlib.suppress(SlmError):  # a folder that can't be made: said by who needs it
-        start_ahead(make_folder(paths().logs), _likely_backend(words))
-    try:
-        yield
-    finally:
-        end_ahead()
-
-
-def _likely_backend(words: Sequence[str]) -> str:
-    """Return the backend that the words will most likely have a model loaded by; a wrong one costs a start."""
-    if "--backend" in words[:-1]:
-        return words[words.index("--backend") + 1]
-    return "scripted" if words[1].startswith("scripted:") else "llamacpp"
 
 
 def _tell(terminal: Terminal, error: SlmError) -> int:

@@ -35,7 +35,7 @@ from slm_local.cli.runs import (
 )
 from slm_local.engine import Choice, Engine, choose, mean
 from slm_local.errors import UsageError
-from slm_local.forecast import machine_line
+from slm_local.forecast.plans import machine_line
 from slm_local.hardware import Hardware, probe
 from slm_local.measured import engine_version
 from slm_local.model import Plan

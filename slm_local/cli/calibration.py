@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from slm_local.bench import calibrate, expected_s, raceable
 from slm_local.cli.asking import agrees
 from slm_local.cli.measures import name_of, progress
 from slm_local.cli.render import DIM, YELLOW, Terminal, can_ask
@@ -37,6 +36,8 @@ def offer_calibration(
     """
     if not may_ask(terminal, is_quiet=is_quiet):
         return
+    from slm_local.bench import calibrate, raceable  # once a machine
+
     choice = choose(reference, settings=settings, registry=registry)
     if len({plan.device for plan in raceable(choice)}) < 2:
         return
@@ -55,6 +56,8 @@ def offer_calibration(
 
 
 def _agrees(terminal: Terminal, choice: Choice) -> bool:
+    from slm_local.bench import expected_s, raceable
+
     plans = raceable(choice)
     seconds = max(1, round(expected_s(plans) / ROUNDED_S)) * ROUNDED_S
     terminal.say(f"{choice.spec.id} can run here in {len(plans)} ways; which is fastest was never measured:")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from slm_local.cli.render import DIM, Terminal, can_ask
 from slm_local.errors import UsageError
-from slm_local.forecast import forecast, machine_line, models_here, offers
+from slm_local.forecast.plans import forecast, machine_line
+from slm_local.forecast.suited import models_here, offers
 from slm_local.hardware import measured_probe
 from slm_local.registry import Registry
 

@@ -17,9 +17,9 @@ from slm_local.cli.views import PlainView, Subject
 from slm_local.compare import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question, compare, verdicts
 from slm_local.compare.measures import Rows, answers, footnotes, mean_measures, measures
 from slm_local.config import Settings, draw_seed
-from slm_local.engine import Offer
+from slm_local.engine.supply import Offer
 from slm_local.errors import Interrupted
-from slm_local.forecast import machine_line
+from slm_local.forecast.plans import machine_line
 from slm_local.generation import Control, Reply, StreamEvent, Thinking
 from slm_local.hardware import probe
 from slm_local.model import Plan

@@ -23,7 +23,8 @@ from slm_local.convert.export import (
     require_exporter,
 )
 from slm_local.download.hub import Hub
-from slm_local.engine import Meaning, make_offer, mean, take
+from slm_local.engine import Meaning, mean
+from slm_local.engine.supply import make_offer, take
 from slm_local.errors import UsageError
 from slm_local.model import ModelSpec, Variant
 from slm_local.paths import paths

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from slm_local.cli.asking import agrees
 from slm_local.cli.render import DIM, YELLOW, Terminal, can_ask
-from slm_local.download.values import FetchProgress
-from slm_local.engine import Offer
 from slm_local.errors import Interrupted
-from slm_local.forecast import STAGES, offer_lines, pace
+from slm_local.forecast.offers import STAGES, offer_lines, pace
 from slm_local.sanitize import shell_word
 from slm_local.selector import gigabytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from slm_local.download.values import FetchProgress
+    from slm_local.engine.supply import Offer
 
 LINES_SHARE = 0.1
 """Where no bar can be drawn, a line is written each time so much of the whole has come."""

@@ -14,8 +14,8 @@ from slm_local.cli.render import Terminal
 from slm_local.download.carry import Carried, deliver
 from slm_local.download.fetch import RESERVE_BYTES
 from slm_local.download.importing import cargo_in
-from slm_local.download.values import gigabytes
 from slm_local.errors import DownloadFailed
+from slm_local.model import gigabytes
 from slm_local.paths import make_folder, paths
 from slm_local.sanitize import shell_word
 

@@ -12,7 +12,7 @@ from slm_local.cli.options import SHOWN, EngineFlags, takes
 from slm_local.cli.render import DIM, YELLOW, Terminal
 from slm_local.config import Settings
 from slm_local.engine import choose
-from slm_local.forecast import Forecast, forecast, machine_line
+from slm_local.forecast.plans import Forecast, forecast, machine_line
 from slm_local.hardware import Hardware, measured_probe, probe
 from slm_local.selector import does_not_fit
 from slm_local.selector.sentences import download_reason, variant_reason

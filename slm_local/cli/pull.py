@@ -14,9 +14,10 @@ from slm_local.cli.render import DIM, YELLOW, Terminal
 from slm_local.config import Settings, load_settings
 from slm_local.download.carry import carry
 from slm_local.download.hub import Hub
-from slm_local.engine import Meaning, make_offer, mean, ranked, take
+from slm_local.engine import Meaning, mean, ranked
+from slm_local.engine.supply import make_offer, take
 from slm_local.errors import DoesNotFit, EngineMissing, UsageError
-from slm_local.forecast import title_of
+from slm_local.forecast.offers import title_of
 from slm_local.hardware import measured_probe
 from slm_local.model import ModelSpec, Plan, Variant
 from slm_local.paths import paths

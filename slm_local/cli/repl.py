@@ -15,7 +15,7 @@ from slm_local.cli.prompt import file_text
 from slm_local.cli.render import DIM, Terminal
 from slm_local.config import KINDS, LIVE_SETTINGS, REPL, setting_name, with_setting
 from slm_local.errors import PromptTooLong, SlmError, UsageError
-from slm_local.forecast import thinking_words
+from slm_local.forecast.thinking import thinking_words
 from slm_local.generation import Control, StreamEvent
 from slm_local.paths import paths
 from slm_local.session import ChatSession

@@ -11,8 +11,8 @@ import typer
 from slm_local.cli.answering import registry_here
 from slm_local.cli.render import Terminal, can_ask
 from slm_local.download.kept import KeptModel, kept_of, remove, resolved_kept
-from slm_local.download.values import gigabytes
 from slm_local.errors import Interrupted, UsageError
+from slm_local.model import gigabytes
 from slm_local.paths import paths
 from slm_local.sanitize import shell_word
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slm_local.cli.answering import Form, Teller, registry_here, subject_of
-from slm_local.cli.ballots import NOTHING, samples_object, votes_line
 from slm_local.cli.keeping import Kept, kept_chat, opened_store
 from slm_local.cli.options import SAMPLING, SHOWN, ChatFlags, takes
 from slm_local.cli.prompt import file_text, joined_prompt, split_model
 from slm_local.cli.render import Terminal
-from slm_local.cli.sampling import Samples, sampled, wanted
 from slm_local.cli.views import Subject, nothing_yet, reply_object
 from slm_local.engine import Engine
 from slm_local.errors import Interrupted, SlmError, UsageError
 from slm_local.generation import Control
-from slm_local.samples import check_variety
 from slm_local.session import ChatSession
 from slm_local.system import signalled
+
+if TYPE_CHECKING:
+    from slm_local.cli.sampling import Samples  # what draws several is imported where several are asked for
 
 
 @takes(ChatFlags)
@@ -50,7 +50,10 @@ def command(
     run = _Run(terminal, flags, form)
     try:
         run.has_samples = vote or samples is not None
-        run.samples = wanted(samples, votes=vote)
+        if run.has_samples:
+            from slm_local.cli.sampling import wanted
+
+            run.samples = wanted(samples, votes=vote)
         return run.run(words or [])
     except KeyboardInterrupt:
         raise Interrupted("stopped before there was an answer") from None
@@ -73,12 +76,11 @@ class _Run:
     def write_failure(self, error: SlmError) -> None:
         """Write the JSON of what never began."""
         is_line = self._form == "jsonl"
-        if not self.has_samples:
-            values = {**({"event": "error"} if is_line else {}), **reply_object(self.subject, nothing_yet(), error)}
-        elif is_line:
-            values = votes_line(NOTHING, error)
-        else:
-            values = samples_object(self.subject, NOTHING, error)
+        values = {**({"event": "error"} if is_line else {}), **reply_object(self.subject, nothing_yet(), error)}
+        if self.has_samples:
+            from slm_local.cli.ballots import NOTHING, samples_object, votes_line
+
+            values = votes_line(NOTHING, error) if is_line else samples_object(self.subject, NOTHING, error)
         self._terminal.json(values, is_line=is_line)
 
     def run(self, words: list[str]) -> int:
@@ -97,6 +99,8 @@ class _Run:
             self.subject = Subject(model=reference, prompt=" ".join(words))
             own = registry.resolve(reference).settings
             if self.samples is not None:
+                from slm_local.samples import check_variety
+
                 check_variety(self.samples.count, flags.settings(own).sampling)
             teller = Teller(terminal=self._terminal, flags=flags, registry=registry, form=self._form, store=store)
             files = [file_text(path) for path in flags.file or []]
@@ -129,6 +133,8 @@ class _Run:
         return 130 if outcome.was_interrupted else 0
 
     def _sample(self, teller: Teller, engine: Engine, session: ChatSession, asked: Samples) -> int:
+        from slm_local.cli.sampling import sampled
+
         self.has_written = True
         try:
             shown = sampled(teller, engine, session, self.subject, asked)

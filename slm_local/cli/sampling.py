@@ -15,7 +15,7 @@ from slm_local.cli.views import Subject
 from slm_local.cli.watching import Sampled, SamplesView, watch
 from slm_local.engine import Engine
 from slm_local.errors import UsageError
-from slm_local.forecast import limit_words
+from slm_local.forecast.thinking import limit_words
 from slm_local.generation import Control
 from slm_local.samples import MAX_SAMPLES, TEMPERATURE, VOTERS, Sample, seeds_from
 from slm_local.samples.sentences import outcome, short, standing

@@ -16,7 +16,7 @@ from slm_local.config import load_settings
 from slm_local.engine import Meaning, mean, ranked
 from slm_local.errors import SlmError
 from slm_local.fit import KV_BYTES_PER_VALUE, training_flops
-from slm_local.forecast import thinking_words
+from slm_local.forecast.thinking import thinking_words
 from slm_local.generation import Message, ReasoningTags, ThinkControl
 from slm_local.gguf_header import GgufHeader, checked_header
 from slm_local.model import ModelSpec, Scores, Variant

@@ -16,8 +16,8 @@ from slm_local.download.course import Course
 from slm_local.download.kept import KeptModel, kept_models, kept_of, known, resolved_kept
 from slm_local.download.places import read_record
 from slm_local.download.recheck import Finding, look_again, set_aside
-from slm_local.download.values import gigabytes
 from slm_local.errors import ModelBroken, UsageError
+from slm_local.model import gigabytes
 from slm_local.paths import paths
 from slm_local.registry import Registry
 from slm_local.sanitize import shell_word

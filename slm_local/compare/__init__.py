@@ -14,7 +14,7 @@ from slm_local.compare.conductor import Conductor, Wishes
 from slm_local.compare.values import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question
 from slm_local.compare.verdict import Interval, Verdict, paired_difference, verdicts
 from slm_local.config import Settings, draw_seed
-from slm_local.engine import Confirm, OnFetch
+from slm_local.engine.supply import Confirm, OnFetch
 from slm_local.generation import Control
 from slm_local.pump import Mailbox
 from slm_local.registry import Registry

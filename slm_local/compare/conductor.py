@@ -18,7 +18,8 @@ from slm_local.compare.lanes import Group, Lane, Supply, check_together, grouped
 from slm_local.compare.take import Take, no_energy, remarks_on, warm_up
 from slm_local.compare.values import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question, nothing
 from slm_local.config import Settings
-from slm_local.engine import Confirm, Engine, OnFetch, choose
+from slm_local.engine import Engine, choose
+from slm_local.engine.supply import Confirm, OnFetch
 from slm_local.errors import SlmError
 from slm_local.generation import Control, GenerationRequest, StreamEvent
 from slm_local.registry import Registry

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from slm_local.compare.values import LaneStatus
 from slm_local.config import Settings
 from slm_local.download.values import FetchProgress
-from slm_local.engine import Choice, Confirm, Engine, OnFetch, choose, supplied
+from slm_local.engine import Choice, Engine, choose
+from slm_local.engine.supply import Confirm, OnFetch, supplied
 from slm_local.errors import DoesNotFit, Interrupted, SlmError, UsageError
 from slm_local.fit import usable_bytes
 from slm_local.generation import Control

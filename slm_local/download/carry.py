@@ -18,9 +18,8 @@ from slm_local.download.fetch import STICK_RESERVE_BYTES
 from slm_local.download.kept import held, remove_empty
 from slm_local.download.partial import FULL, READ_BYTES, Digest, digests_of
 from slm_local.download.places import Record, forget, part_of, place_of, read_record, sync_folder, write_record
-from slm_local.download.values import gigabytes
 from slm_local.errors import DownloadFailed, ModelBroken, SlmError, UsageError
-from slm_local.model import Variant
+from slm_local.model import Variant, gigabytes
 from slm_local.paths import make_folder, paths
 from slm_local.registry.local import FOLDER_FILES, RECORDS, files_of
 from slm_local.sanitize import shell_word

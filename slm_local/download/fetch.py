@@ -29,10 +29,10 @@ from slm_local.download.values import (
     Order,
     OrderedFile,
     Patience,
-    gigabytes,
 )
 from slm_local.errors import DownloadFailed, Interrupted
 from slm_local.generation import Control
+from slm_local.model import gigabytes
 from slm_local.paths import make_folder, paths
 from slm_local.registry.local import RECORDS
 from slm_local.sanitize import shell_word

@@ -25,8 +25,9 @@ from slm_local.download.places import (
     write_part_record,
 )
 from slm_local.download.refusals import PULL, more_room
-from slm_local.download.values import OrderedFile, RemoteFile, gigabytes
+from slm_local.download.values import OrderedFile, RemoteFile
 from slm_local.errors import DownloadFailed
+from slm_local.model import gigabytes
 from slm_local.paths import make_folder
 from slm_local.sanitize import shell_word
 from slm_local.system import lock_down_file

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from slm_local.download.values import RemoteFile, gigabytes
+from slm_local.download.values import RemoteFile
 from slm_local.errors import DownloadFailed, UsageError
 from slm_local.hardware import Hardware
+from slm_local.model import gigabytes
 from slm_local.sanitize import one_line
 
 QUANT = re.compile(

@@ -17,11 +17,11 @@ from slm_local.download.hub import Hub
 from slm_local.download.places import Record, place_of, read_record
 from slm_local.download.quants import Form, choose_quant, forms
 from slm_local.download.ranged import remote_header
-from slm_local.download.values import RemoteFile, RemoteRepo, gigabytes
+from slm_local.download.values import RemoteFile, RemoteRepo
 from slm_local.errors import DownloadFailed, ModelBroken, UsageError
 from slm_local.gguf_header import GgufHeader, checked_header
 from slm_local.hardware import Hardware
-from slm_local.model import ModelSpec, Variant
+from slm_local.model import ModelSpec, Variant, gigabytes
 from slm_local.registry import Resolved, find_local, spec_for_file
 from slm_local.registry.local import is_own
 from slm_local.registry.references import OPENVINO_FILES

@@ -18,8 +18,9 @@ from slm_local.download.partial import Digests, Partial
 from slm_local.download.places import Record, write_record
 from slm_local.download.progress import Progress
 from slm_local.download.stopping import Stop
-from slm_local.download.values import OrderedFile, Patience, gigabytes
+from slm_local.download.values import OrderedFile, Patience
 from slm_local.errors import DownloadFailed
+from slm_local.model import gigabytes
 
 if TYPE_CHECKING:
     import httpx

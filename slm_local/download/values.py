@@ -119,10 +119,3 @@ class Fetched:
     bytes_per_s: float | None
     """None where less than a megabyte came."""
     warnings: tuple[str, ...] = ()
-
-
-def gigabytes(size_bytes: int) -> str:
-    """Write a size as people read it: 4.9 GB, 98 MB, 12 kB."""
-    if size_bytes < 10**6:
-        return f"{size_bytes / 1e3:.0f} kB"
-    return f"{size_bytes / 1e6:.0f} MB" if size_bytes < 10**9 else f"{size_bytes / 1e9:.1f} GB"

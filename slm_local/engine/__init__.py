@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from slm_local.config import SamplingOverrides, Settings
 from slm_local.engine.choice import Choice, Meaning, choose, mean, ranked
 from slm_local.engine.identity import file_identity
-from slm_local.engine.supply import Confirm, Offer, OnFetch, make_offer, supplied, take
 from slm_local.engine.warming import Warming
 from slm_local.errors import DownloadFailed, SlmError, UsageError
 from slm_local.fit import read_bytes_per_token, share_key
@@ -43,8 +43,10 @@ from slm_local.registry import Registry
 from slm_local.selector import does_not_fit
 from slm_local.system import is_saving_power, kept_awake, largest_program
 from slm_local.thinking import patient
-from slm_local.worker import Worker
-from slm_local.worker import take as take_worker
+from slm_local.worker import Worker, ahead
+
+if TYPE_CHECKING:
+    from slm_local.engine.supply import Confirm, OnFetch
 
 SILENCE_S = 0.5
 """After so long without a sign, the person is told what is going on."""
@@ -53,19 +55,13 @@ Status = Callable[[str], None]
 
 __all__ = [
     "Choice",
-    "Confirm",
     "Engine",
     "Meaning",
-    "Offer",
-    "OnFetch",
     "Warming",
     "choose",
-    "make_offer",
     "mean",
     "open_model",
     "ranked",
-    "supplied",
-    "take",
 ]
 
 
@@ -90,7 +86,11 @@ def open_model(
     chosen = choose(reference, settings=settings, registry=registry)
     if not chosen.plans[0].fits:
         raise does_not_fit(chosen.plans[0], largest_program())
-    engine = Engine(supplied(chosen, confirm=confirm, on_fetch=on_fetch, control=control), on_status=on_status)
+    if chosen.plans[0].variant.path is None:
+        from slm_local.engine.supply import supplied  # a start that fetches nothing does without all that downloads
+
+        chosen = supplied(chosen, confirm=confirm, on_fetch=on_fetch, control=control)
+    engine = Engine(chosen, on_status=on_status)
     try:
         engine.start(control)
     except BaseException:
@@ -146,8 +146,10 @@ class Engine:
         self.close()
         self._told = ""
         self._compiles = self.plan.backend == "openvino" and _will_compile(self._load_settings)
-        self._worker = take_worker(make_folder(paths().logs), self.plan.backend)
+        backend, path = self._load_settings.backend, self._load_settings.model_path
+        self._worker = ahead.take(make_folder(paths().logs), backend, path)
         self._facts = self._worker.load(self._load_settings, control, self._tell)
+        ahead.remember(make_folder(paths().cache), self.reference, backend, path)
         self.load_s = self._unreported_load_s = time.perf_counter() - begun
 
     def request(

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import assert_never
 
 from slm_local.config import Settings, load_settings
-from slm_local.download.found import found_models, found_variants
-from slm_local.download.hub import Hub
-from slm_local.download.remote import fill
 from slm_local.errors import UsageError
 from slm_local.gguf_header import GgufHeader, checked_header
 from slm_local.hardware import probe
@@ -123,6 +120,9 @@ def _spec_here(
             spec, line = spec_for_file(header, registry.models)
             return spec, spec.variants, (*resolved.notes, line)
         case "hf":
+            from slm_local.download.hub import Hub
+            from slm_local.download.remote import fill
+
             hub = Hub(offline=settings.offline, again=f"slm pull {shell_word(resolved.reference)}")
             folders = paths()
             spec, notes = fill(resolved, hub, probe(), settings, registry.models, folders.cache, folders.models_dir)
@@ -152,4 +152,6 @@ def _here(spec: ModelSpec, settings: Settings, registry: Registry) -> tuple[Vari
     own = find_local(spec, paths().models_dir)
     if any(settings.quant is None or each.quant.casefold() == settings.quant.casefold() for each in own):
         return own
+    from slm_local.download.found import found_models, found_variants  # not for a model that is ours
+
     return (*own, *found_variants(spec, registry.models, found_models(), paths().cache))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slm_local.download.values import FetchProgress
 from slm_local.model import ModelSpec, Variant
 from slm_local.selector import duration, gigabytes
 
 if TYPE_CHECKING:
-    from slm_local.engine import Offer  # `slm ls` comes by here and opens nothing
+    from slm_local.download.values import FetchProgress
+    from slm_local.engine.supply import Offer  # `slm ls` comes by here and opens nothing
 
 TO_FETCH = "to fetch"
 """What a plan says of a download: the offer says it of what is still missing."""

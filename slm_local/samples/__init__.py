@@ -12,7 +12,7 @@ from slm_local.errors import SlmError
 from slm_local.generation import Control, GenerationRequest
 from slm_local.samples.drawing import draw
 from slm_local.samples.values import Ballot, Ending, Sample, SampleEvent, SampleMessage, Vote
-from slm_local.samples.variety import MAX_SAMPLES, TEMPERATURE, VOTERS, check_variety, seeds_from, varied
+from slm_local.samples.variety import MAX_SAMPLES, TEMPERATURE, VOTERS, check_variety, seeded, seeds_from, varied
 
 __all__ = [
     "MAX_SAMPLES",
@@ -26,6 +26,7 @@ __all__ = [
     "Vote",
     "check_variety",
     "draw",
+    "seeded",
     "seeds_from",
     "varied",
     "vote",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slm_local.download.values import gigabytes
+from slm_local.model import gigabytes
 from slm_local.selector.ranking import DEFAULT_CONTEXT_TOKENS, rank
 from slm_local.selector.sentences import does_not_fit, duration
 from slm_local.selector.suggestions import suggest

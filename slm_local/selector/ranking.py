@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from slm_local.config import Settings
-from slm_local.download.values import gigabytes
 from slm_local.errors import UsageError
 from slm_local.fit import Fit, assumed_size_bytes, predict, weight_bits
 from slm_local.hardware import Hardware
 from slm_local.measured import Measurement
-from slm_local.model import ModelSpec, Plan, Variant
+from slm_local.model import ModelSpec, Plan, Variant, gigabytes
 from slm_local.selector.comparison import Case, Place, Rated, lost_because, route_reason
 from slm_local.selector.rules import LEAST_BITS, cost, loudness, reply_s, sizes_in_order
 from slm_local.selector.sentences import (

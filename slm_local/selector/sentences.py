@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from slm_local.config import Settings
-from slm_local.download.values import gigabytes
 from slm_local.errors import DoesNotFit
 from slm_local.fit import Fit, usable_bytes
 from slm_local.hardware import Hardware
 from slm_local.measured import Measurement
-from slm_local.model import ModelSpec, Plan, Variant
+from slm_local.model import ModelSpec, Plan, Variant, gigabytes
 from slm_local.selector.ways import ENGINE_NAMES, Way, is_for_npu
 from slm_local.system import Program
 

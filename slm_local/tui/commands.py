@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from slm_local.config import KINDS, LIVE_SETTINGS, setting_name
 from slm_local.errors import UsageError
-from slm_local.forecast import thinking_words
+from slm_local.forecast.thinking import thinking_words
 from slm_local.notes import chosen_settings, plan_lines, think_words, timing_lines, unused_early_exit, unused_thinking
 from slm_local.store import write_new
 

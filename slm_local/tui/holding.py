@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from slm_local.config import Settings, load_settings
-from slm_local.engine import Confirm, Engine, OnFetch, Status, open_model
+from slm_local.engine import Engine, Status, open_model
+from slm_local.engine.supply import Confirm, OnFetch
 from slm_local.errors import Interrupted
 from slm_local.generation import Control
 from slm_local.notes import KEEPING, LONG_KEEPING_S

@@ -49,40 +49,10 @@ _END_THINKING = object()
 _ENDED = object()
 
 
-_ahead: list[Worker] = []
-"""The child that was started before it was asked for, if there is one."""
-
-
-def start_ahead(log_folder: Path, backend: str) -> None:
-    """Start the child that `take` will want, so that it is ready when the plan is. It never fails: `take` would."""
-    with contextlib.suppress(OSError, SlmError):
-        worker = Worker(log_folder, backend)
-        _ahead.append(worker)
-        worker.expect()
-
-
-def take(log_folder: Path, backend: str) -> Worker:
-    """Return a child for a backend: the one started ahead, where it was for this one, else a new one."""
-    while _ahead:
-        worker = _ahead.pop()
-        if worker.is_alive and worker.backend == backend:
-            return worker
-        worker.kill()
-    return Worker(log_folder, backend)
-
-
-def end_ahead() -> None:
-    """End the child that nobody took."""
-    while _ahead:
-        _ahead.pop().kill()
-
-
 class Worker:
     """One child process with one model. Streams may run in several threads at once."""
 
-    def __init__(self, log_folder: Path, backend: str = "") -> None:
-        """Start a child; `backend`: which one it is likely to load."""
-        self.backend = backend
+    def __init__(self, log_folder: Path) -> None:
         self.log_path = new_log(log_folder)
         self._process = _spawn(self.log_path)
         self._write_lock = threading.Lock()
@@ -103,9 +73,9 @@ class Worker:
         """Return whether the child runs."""
         return self._process.poll() is None
 
-    def expect(self) -> None:
-        """Have the child import what its backend needs, while nothing is known yet of what it will load."""
-        self._send({"op": "expect", "backend": self.backend})
+    def expect(self, backend: str, model_path: str = "") -> None:
+        """Have the child import what a backend needs, and read a model that it will most likely be told to load."""
+        self._send({"op": "expect", "backend": backend, "model_path": model_path})
 
     def load(
         self, settings: LoadSettings, control: Control, on_wait: Callable[[float, float | None], None]

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from slm_local.backends import backend_named, preload
+from slm_local.backends import backend_named, read_ahead
+from slm_local.backends.base import Backend
 from slm_local.driver import Driver, DriverEvent
 from slm_local.errors import SlmError
 from slm_local.generation import AnswerDelta, Control, LoadSettings, ThinkDelta
@@ -42,6 +43,9 @@ class _Child:
         self._bound_log = bound_log
         self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._load_control = Control()
+        self._shown_percent = -1
+        self._ahead: tuple[str, Backend | None] = ("", None)
+        """A backend that was made ahead, with its name."""
         self._driver: Driver | None = None
         self._sent_at = 0.0
         self._log_checked_at = 0.0
@@ -104,7 +108,7 @@ class _Child:
         try:
             match message["op"]:
                 case "expect":
-                    preload(message["backend"])
+                    self._read_ahead(message["backend"], message["model_path"])
                 case "load":
                     self._load(message["settings"])
                 case "start":
@@ -126,21 +130,24 @@ class _Child:
             traceback.print_exc()  # into the log
             self._fail(request_id, _our_bug())
 
+    def _read_ahead(self, name: str, model_path: str) -> None:
+        self._ahead = (name, read_ahead(name, model_path, self._load_control, self._progress))
+
     def _load(self, settings: LoadSettings) -> None:
-        driver = Driver(backend_named(settings.backend))
-        shown = -1
-
-        def progress(fraction: float) -> None:
-            nonlocal shown
-            if int(fraction * 100) > shown:
-                shown = int(fraction * 100)
-                self._send({"op": "progress", "fraction": fraction})
-
-        facts = driver.load(settings, self._load_control, progress)
+        name, backend = self._ahead
+        driver = Driver(
+            backend if backend is not None and name == settings.backend else backend_named(settings.backend)
+        )
+        facts = driver.load(settings, self._load_control, self._progress)
         self._driver = driver
         gc.collect()
         gc.freeze()  # what is loaded stays: later collections need not look at it
         self._send({"op": "loaded", "facts": facts})
+
+    def _progress(self, fraction: float) -> None:
+        if int(fraction * 100) > self._shown_percent:
+            self._shown_percent = int(fraction * 100)
+            self._send({"op": "progress", "fraction": fraction})
 
     def _step(self, driver: Driver) -> None:
         try:

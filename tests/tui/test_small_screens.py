@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import ProgressBar
 
 from slm_local.download.values import FetchProgress, Order, OrderedFile, RemoteFile
-from slm_local.engine import Offer
+from slm_local.engine.supply import Offer
 from slm_local.errors import Interrupted
 from slm_local.generation import Control
 from slm_local.registry import load_registry

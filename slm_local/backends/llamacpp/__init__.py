@@ -62,6 +62,7 @@ class LlamaCppBackend:
         self.max_sequences, self._forks = PLACES, FORKS
         self._lib: Any = None
         self._model: Any = None
+        self._model_path = ""
         self._context: Any = None
         self._batch: Any = None
         self._control: Control | None = None
@@ -78,13 +79,24 @@ class LlamaCppBackend:
 
     # ---- loading
 
+    def read_ahead(self, path: str, control: Control, on_progress: Callable[[float], None]) -> None:
+        """Import the runtime and, with a path, read the model that `load` will most likely be called for; blocks.
+
+        Errors: those of `load`.
+        """
+        self._lib = bindings()
+        quiet_log(self._lib)
+        self._lib.llama_backend_init()
+        if path and path != self._model_path:
+            self._free_model()
+            self._model = load_model(self._lib, path, control, on_progress)
+            self._model_path = path
+
     def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
         """Load a GGUF file. Errors: `EngineMissing`, `ModelBroken`, `DoesNotFit`, `Interrupted`."""
+        self.read_ahead(settings.model_path, control, on_progress)
+        lib, model = self._lib, self._model
         self._free_cores = FreeCores()
-        self._lib = lib = bindings()
-        quiet_log(lib)
-        lib.llama_backend_init()
-        self._model = model = load_model(lib, settings, control, on_progress)
         self._vocabulary = Vocabulary(lib, model)
         self._abort = AbortFlag(lib)
         rolls_back = can_roll_back(lib, model)
@@ -215,9 +227,13 @@ class LlamaCppBackend:
             self._batch.free()
         if self._context is not None:
             self._lib.llama_free(self._context)
+        self._batch = self._context = None
+        self._free_model()
+
+    def _free_model(self) -> None:
         if self._model is not None:
             self._lib.llama_model_free(self._model)
-        self._batch = self._context = self._model = None
+        self._model, self._model_path = None, ""
 
     # ---- the loop
 

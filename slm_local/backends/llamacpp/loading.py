@@ -53,7 +53,7 @@ def sizes_for(settings: LoadSettings, *, drafts: bool, has_states: bool) -> Size
     )
 
 
-def load_model(lib: Any, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> Any:
+def load_model(lib: Any, path: str, control: Control, on_progress: Callable[[float], None]) -> Any:
     """Load a GGUF file; blocks. Errors: `ModelBroken`, `Interrupted`."""
 
     def progress(fraction: float, _data: object) -> bool:
@@ -64,13 +64,13 @@ def load_model(lib: Any, settings: LoadSettings, control: Control, on_progress: 
     parameters.n_gpu_layers = 0
     callback = lib.llama_progress_callback(progress)
     parameters.progress_callback = callback
-    model = lib.llama_model_load_from_file(str(Path(settings.model_path)).encode(), parameters)
+    model = lib.llama_model_load_from_file(str(Path(path)).encode(), parameters)
     if control.cancelled:
         raise Interrupted("loading was stopped")
     if not model:
         raise ModelBroken(
-            f"llama.cpp would not load {settings.model_path}; its log says why",
-            hint="slm show " + settings.model_path,
+            f"llama.cpp would not load {path}; its log says why",
+            hint="slm show " + path,
         )
     return model
 

@@ -15,7 +15,7 @@ from textual.screen import Screen
 from slm_local.config import REPL, UNSET, setting_name, with_setting
 from slm_local.engine import Engine
 from slm_local.errors import Interrupted, PromptTooLong, SlmError, UsageError, WorkerCrashed
-from slm_local.forecast import limit_words, thinking_words
+from slm_local.forecast.thinking import limit_words, thinking_words
 from slm_local.generation import Control, StreamEvent
 from slm_local.notes import unused_early_exit
 from slm_local.paths import paths

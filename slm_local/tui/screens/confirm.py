@@ -15,9 +15,9 @@ from textual.screen import ModalScreen
 from textual.widgets import ProgressBar, Static
 
 from slm_local.download.values import FetchProgress
-from slm_local.engine import Offer
+from slm_local.engine.supply import Offer
 from slm_local.errors import Interrupted
-from slm_local.forecast import STAGES, offer_lines, pace
+from slm_local.forecast.offers import STAGES, offer_lines, pace
 from slm_local.generation import Control
 from slm_local.sanitize import shell_word, visible
 from slm_local.selector import gigabytes
