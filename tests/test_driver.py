@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_local.backends.scripted import ScriptedBackend
-from slm_local.driver import Driver, StopText
+from slm_local.driver import Driver, DriverEvent, StopText
 from slm_local.errors import PromptTooLong
 from slm_local.generation import (
     AnswerDelta,
@@ -104,6 +105,35 @@ def test_a_request_cancelled_while_it_waits_ends_without_having_run(script: Scri
     assert replies[4].finish == "cancelled"
     assert 4 not in texts
     assert replies[0].finish == "length"
+
+
+def test_a_request_cancelled_while_the_backend_computes_is_over_before_the_step_is(script: ScriptWriter) -> None:
+    early: list[tuple[int, DriverEvent]] = []
+
+    @contextmanager
+    def computing() -> Iterator[None]:
+        if steps == 3:  # as another thread would
+            driver.cancel(1)
+            early.extend(driver.end_cancelled())
+        yield
+
+    steps = 0
+    driver = Driver(ScriptedBackend(), computing=computing)
+    path = script(*[{"text": f"{n} "} for n in range(9)], {"end": "stop"})
+    driver.load(load_settings_for("scripted", path), Control(), lambda fraction: None)
+    events = driver.start(1, ask("go")) + driver.start(2, ask("go"))
+    while driver.is_busy:
+        steps += 1
+        events += driver.step()
+    heard = Heard([event for number, event in events + early if number == 1 and isinstance(event, StreamEvent)])
+    assert isinstance(early[-1][1], Done)
+    assert early[-1] not in events
+    assert heard.reply.finish == "cancelled"
+    assert heard.reply.answer == heard.answer
+    assert heard.reply.usage.answer_tokens == 1
+    (other,) = [event.reply for number, event in events if number == 2 and isinstance(event, Done)]
+    assert other.finish == "stop"
+    assert other.usage.answer_tokens == 9
 
 
 def test_a_refused_request_takes_no_other_requests_end_with_it(script: ScriptWriter) -> None:

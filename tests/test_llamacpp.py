@@ -15,7 +15,7 @@ from slm_local.backends.llamacpp import LlamaCppBackend
 from slm_local.backends.llamacpp.library import bindings
 from slm_local.backends.llamacpp.loading import FORKS, PLACES
 from slm_local.backends.llamacpp.prefill import ChunkTuner
-from slm_local.backends.llamacpp.sequences import KvCache
+from slm_local.backends.llamacpp.sequences import IDLE_TOKENS, KvCache
 from slm_local.backends.llamacpp.vocabulary import TokenText
 from slm_local.errors import PromptTooLong, UsageError
 from slm_local.generation import Control, Handle, Piece, Prompt, PromptProgress, PromptRun, Sampling
@@ -284,13 +284,27 @@ def test_the_shared_prefix_is_exact_at_any_length() -> None:
     assert shared_prefix([], base) == 0
 
 
+SIZES = (512, 256, 128, 64)
+
+
 def test_the_chunk_is_the_smallest_that_keeps_the_speed() -> None:
     tuner = ChunkTuner(512)
-    tuner.record(512, 9.0)  # the first one touches the weights and does not count
-    for size, tps in ((512, 100.0), (256, 99.0), (128, 98.5), (64, 80.0)):
-        assert tuner.size == size
-        tuner.record(size, size / tps)
-    assert tuner.size == 128
+    tuner.record(0, 512, 9.0)  # the first one touches the weights and does not count
+    for speeds in ((100.0, 99.0, 60.0, 80.0), (50.0, 70.0, 98.5, 30.0)):  # the faster try counts
+        for size, tps in zip(SIZES, speeds, strict=True):
+            assert tuner.size_at(512) == size
+            tuner.record(512, size, size / tps)
+    assert tuner.size_at(1500) == 128
+
+
+def test_the_chunk_is_chosen_anew_at_depths_where_large_ones_are_faster() -> None:
+    tuner = ChunkTuner(512)
+    tuner.record(0, 512, 9.0)
+    for depth, speeds in ((0, (100.0,) * 4), (2048, (100.0, 80.0, 60.0, 40.0))):
+        for size, tps in 2 * list(zip(SIZES, speeds, strict=True)):
+            tuner.record(depth, size, size / tps)
+    assert [tuner.size_at(depth) for depth in (0, 2047, 2048, 4095)] == [64, 64, 512, 512]
+    assert tuner.size_at(4096) == 512  # not tried yet
 
 
 class FakeMemory:
@@ -332,6 +346,23 @@ def test_reuse_is_what_the_cache_says_it_still_holds(memory: FakeMemory, window:
     assert cache.cut(slot, 6) == kept
     assert slot.cells == list(range(kept))
     assert (0, -1) in memory.removed or kept == 6
+
+
+def test_what_lies_idle_beside_too_many_tokens_is_given_up() -> None:
+    cache = KvCache(FakeMemory(), None, tokens=10_000, sequences=3, window=0)
+    live, old, new = cache.slots
+    live.handle = Handle(id=1, prompt_tokens=10, cached_tokens=0)
+    for slot in (live, old):
+        slot.cells = list(range(10))
+        cache.use(slot)
+    cache.computed(IDLE_TOKENS - 100)
+    new.cells = list(range(10))
+    cache.use(new)
+    assert old.cells
+    cache.computed(200)
+    assert not old.cells
+    assert new.cells
+    assert live.cells
 
 
 def test_the_library_is_loaded_without_its_package_init() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from slm_local.backends.base import Backend
@@ -54,13 +55,20 @@ EXIT_RULE = ExitRule()
 class Driver:
     """One loaded model and its live requests.
 
-    Only `cancel`, `end_thinking` and `make_way` may be called from another thread.
+    Only `cancel`, `end_thinking` and `make_way` may be called from another thread, and `end_cancelled` while the
+    backend computes: `computing` is entered for that time.
     """
 
     def __init__(
-        self, backend: Backend, *, clock: Callable[[], float] = time.monotonic, exit_rule: ExitRule = EXIT_RULE
+        self,
+        backend: Backend,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        exit_rule: ExitRule = EXIT_RULE,
+        computing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._backend = backend
+        self._computing = computing
         self._clock = clock
         self._exit_rule = exit_rule
         self._rules: Rules | None = None
@@ -69,6 +77,8 @@ class Driver:
         self._turns: dict[int, Turn] = {}
         self._probes = Probes(backend)
         self._waiting: deque[tuple[int, GenerationRequest, Prompt]] = deque()
+        self._left: list[Turn] = []
+        """Turns that are over, whose sequences the backend still has."""
         self._cancelled: set[int] = set()
         self._hurried: set[int] = set()
         """Requests whose thinking was asked to end."""
@@ -100,7 +110,7 @@ class Driver:
     @property
     def is_busy(self) -> bool:
         """Return whether any request is live or waits for a place, or something is being prepared."""
-        return bool(self._turns or self._waiting or self._warming)
+        return bool(self._turns or self._waiting or self._warming or self._left)
 
     def start(self, request_id: int, request: GenerationRequest) -> list[tuple[int, DriverEvent]]:
         """Begin a request, or queue it until a place is free; ids count upwards.
@@ -111,6 +121,7 @@ class Driver:
         self._makes_way = False
         prompt = self._prompt(request)
         events = self._end_warming() + self._end_cancelled()
+        self._sweep()
         self._newest_id = max(self._newest_id, request_id)
         self._waiting.append((request_id, request, prompt))
         return events + self._admit_waiting()
@@ -165,12 +176,16 @@ class Driver:
             self._step_control = Control()  # before the cancelled are looked at, so that none is missed
         events = self._end_cancelled()
         events += self._end_warming() if self._makes_way else []
+        self._sweep()
         events += self._admit_waiting()
         events += self._govern()
+        self._sweep()
         if self._rules is not None:
             self._probes.tend(self._turns, self._rules.facts.context_tokens)
         by_handle = {turn.handle.id: (request_id, turn) for request_id, turn in self._turns.items()}
-        for update in self._backend.step(self._step_control):
+        with self._computing():
+            updates = self._backend.step(self._step_control)
+        for update in updates:
             assert update.handle is not None
             if self._warming is not None and update.handle.id == self._warming.handle.id:
                 events += self._warmed(self._warming, update)
@@ -188,6 +203,7 @@ class Driver:
                 events.append((request_id, replace(update, handle=None)))
             else:
                 events += self._take(request_id, turn, update)
+        self._sweep()
         return events
 
     def run(self, request: GenerationRequest, control: Control | None = None) -> Iterator[StreamEvent]:
@@ -205,9 +221,9 @@ class Driver:
         ids = [*self._turns, *(entry[0] for entry in self._waiting)]
         self._probes.drop_all()
         ids += [request_id for request_id, _ in self._end_warming()]
-        for turn in self._turns.values():
-            self._backend.remove(turn.handle)
+        self._left += self._turns.values()
         self._turns.clear()
+        self._sweep()
         self._waiting.clear()
         return ids
 
@@ -284,12 +300,17 @@ class Driver:
 
     def _end_cancelled(self) -> list[tuple[int, DriverEvent]]:
         events: list[tuple[int, DriverEvent]] = []
+        if self._warming is not None and self._warming.request_id in self._cancelled:
+            events = self._end_warming()
+        return events + self.end_cancelled()
+
+    def end_cancelled(self) -> list[tuple[int, DriverEvent]]:
+        """End the requests that were cancelled; return their last events. The next step frees their places."""
+        events: list[tuple[int, DriverEvent]] = []
         for request_id in sorted(self._cancelled):
-            if request_id > self._newest_id:
-                continue  # its start is still on the way
+            if request_id > self._newest_id or (self._warming and self._warming.request_id == request_id):
+                continue  # its start is still on the way, or the backend has to end it
             self._cancelled.discard(request_id)
-            if self._warming is not None and self._warming.request_id == request_id:
-                events += self._end_warming()
             turn = self._turns.get(request_id)
             if turn is not None:
                 events += self._end(request_id, turn, "cancelled")
@@ -330,10 +351,15 @@ class Driver:
         return ended if finish is None else ended + self._end(request_id, turn, finish)
 
     def _end(self, request_id: int, turn: Turn, finish: Finish) -> list[tuple[int, DriverEvent]]:
-        del self._turns[request_id]
-        self._probes.drop(turn)
-        self._backend.remove(turn.handle)
+        self._left.append(self._turns.pop(request_id))
         return [(request_id, event) for event in turn.end(finish)]
+
+    def _sweep(self) -> None:
+        """Have the backend end the sequences of what is over."""
+        while self._left:
+            turn = self._left.pop()
+            self._probes.drop(turn)
+            self._backend.remove(turn.handle)
 
 
 def _events_or_error(events: list[tuple[int, DriverEvent]]) -> Iterator[StreamEvent]:

@@ -60,6 +60,10 @@ class Worker:
         self._ids = itertools.count(1)
         self._inboxes: dict[int, queue.SimpleQueue[Any]] = {0: queue.SimpleQueue()}
         self._chunk_s = 0.0
+        self._stopping: dict[int, threading.Timer] = {}
+        """Requests that are over, but at which the child still computes; each with what kills it if that goes on."""
+        self._how = ""
+        """Why it was killed."""
         self._is_closed = False
         threading.Thread(target=self._read, name="slm-worker-reader", daemon=True).start()
 
@@ -238,7 +242,19 @@ class Worker:
         kill_tree(self._process)
         self._release()
 
+    def _follow_stop(self, message: dict[str, Any]) -> None:
+        """Kill the child if it goes on computing for a request that is over."""
+        if message["op"] == "stopped":
+            self._stopping.pop(message["id"]).cancel()
+        elif message.get("stops"):
+            timer = threading.Timer(KILL_GRACE_S + 2 * self._chunk_s, self._kill_unstopped)
+            timer.daemon = True
+            self._stopping[message["id"]] = timer
+            timer.start()
+
     def _release(self) -> None:
+        for timer in list(self._stopping.values()):
+            timer.cancel()
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # unsent bytes for a child that is gone
             self._process.stdin.close()
@@ -251,11 +267,8 @@ class Worker:
             if not self.is_alive:
                 raise self._crash() from None
             if deadline is not None and time.monotonic() > deadline:
-                self.kill()
-                raise WorkerCrashed(
-                    "the engine did not stop when asked and was ended; what it wrote so far is kept",
-                    hint=f"its log: {self.log_path}",
-                ) from None
+                self._kill_unstopped()
+                raise self._crash() from None
             return None
         if message is _ENDED:
             raise self._crash()
@@ -270,7 +283,11 @@ class Worker:
             status = None
         self.kill()
         how = "it closed its pipe" if status is None else describe_exit(status)
-        return WorkerCrashed(f"the engine process is gone: {how}", hint=f"its log: {self.log_path}")
+        return WorkerCrashed(self._how or f"the engine process is gone: {how}", hint=f"its log: {self.log_path}")
+
+    def _kill_unstopped(self) -> None:
+        self._how = "the engine did not stop when asked and was ended; what it wrote so far is kept"
+        self.kill()
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -284,6 +301,7 @@ class Worker:
         try:
             for line in self._process.stdout:
                 message = from_line(line)
+                self._follow_stop(message)
                 inbox = self._inboxes.get(message.get("id", 0))
                 if inbox is not None:
                     inbox.put(message)

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from slm_local.backends import backend_named, read_ahead
 from slm_local.backends.base import Backend
 from slm_local.driver import Driver, DriverEvent
 from slm_local.errors import SlmError
-from slm_local.generation import AnswerDelta, Control, LoadSettings, ThinkDelta
+from slm_local.generation import AnswerDelta, Control, Done, LoadSettings, ThinkDelta
 from slm_local.system import ignore_interrupts, restrict_core_dumps
 from slm_local.worker.wire import from_line, to_line
 
@@ -50,6 +51,10 @@ class _Child:
         self._sent_at = 0.0
         self._log_checked_at = 0.0
         self._held: dict[int, ThinkDelta | AnswerDelta] = {}
+        self._driving = threading.Lock()
+        """Held by the driving thread but for the time in which the backend computes."""
+        self._stopping: list[int] = []
+        """Requests that are over for their parent, while the backend may still be at them."""
         self._holds = threading.Event()
         self._sending = threading.RLock()
 
@@ -73,8 +78,22 @@ class _Child:
         driver = self._driver
         if driver is None:
             self._load_control.cancel()
-        else:
-            driver.cancel(request_id)
+            return
+        driver.cancel(request_id)
+        if self._driving.acquire(blocking=False):  # else the driving thread sees it before the backend computes again
+            try:
+                self._end_cancelled(driver)
+            finally:
+                self._driving.release()
+
+    def _end_cancelled(self, driver: Driver) -> None:
+        """Say at once that what was cancelled is over, though the backend has yet to stop."""
+        for request_id, event in driver.end_cancelled():
+            self._release(request_id)
+            is_last = isinstance(event, Done)
+            if is_last:
+                self._stopping.append(request_id)
+            self._send({"op": "event", "id": request_id, "event": event, "stops": is_last})
 
     # ---- the flushing thread
 
@@ -105,6 +124,10 @@ class _Child:
 
     def _handle(self, message: dict[str, Any]) -> None:
         request_id = message.get("id", 0)
+        with self._driving:
+            self._do(request_id, message)
+
+    def _do(self, request_id: int, message: dict[str, Any]) -> None:
         try:
             match message["op"]:
                 case "expect":
@@ -135,9 +158,9 @@ class _Child:
 
     def _load(self, settings: LoadSettings) -> None:
         name, backend = self._ahead
-        driver = Driver(
-            backend if backend is not None and name == settings.backend else backend_named(settings.backend)
-        )
+        if backend is None or name != settings.backend:
+            backend = backend_named(settings.backend)
+        driver = Driver(backend, computing=self._computing)
         facts = driver.load(settings, self._load_control, self._progress)
         self._driver = driver
         gc.collect()
@@ -149,14 +172,25 @@ class _Child:
             self._shown_percent = int(fraction * 100)
             self._send({"op": "progress", "fraction": fraction})
 
-    def _step(self, driver: Driver) -> None:
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        self._driving.release()
         try:
-            self._send_all(driver.step())
-        except Exception as error:
-            traceback.print_exc()
-            failure = error if isinstance(error, SlmError) else _our_bug()
-            for request_id in driver.abandon():
-                self._fail(request_id, failure)
+            yield
+        finally:
+            self._driving.acquire()
+
+    def _step(self, driver: Driver) -> None:
+        with self._driving:
+            try:
+                self._send_all(driver.step())
+            except Exception as error:
+                traceback.print_exc()
+                failure = error if isinstance(error, SlmError) else _our_bug()
+                for request_id in driver.abandon():
+                    self._fail(request_id, failure)
+            while self._stopping:
+                self._send({"op": "stopped", "id": self._stopping.pop()})
         now = time.monotonic()
         if now - self._log_checked_at > LOG_CHECK_S:
             self._log_checked_at = now

@@ -201,6 +201,7 @@ class LlamaCppBackend:
         slot.queue = []
         slot.prompt_left, slot.prompt_tokens = 0, min(slot.prompt_tokens, len(slot.cells))
         slot.is_parked = False
+        self._cache.use(slot)
         if slot.is_fork:
             self._cache.cut(slot, 0)
 
@@ -259,8 +260,9 @@ class LlamaCppBackend:
         self.decode_s += spent
         if status == 0:
             self.decoded_tokens += self._batch.rows
+            self._cache.computed(self._batch.rows)
             if len(shares) == 1 and shares[0].taken > 1:
-                self._chunks.record(shares[0].taken, spent)
+                self._chunks.record(len(shares[0].slot.cells), shares[0].taken, spent)
             elif len(shares) == 1 and self.speculation is not None:
                 self.speculation.chooser.stepped(self._batch.rows, spent)
             return updates + self._paced(live, shares, spent) + self._harvest(shares)
@@ -317,7 +319,7 @@ class LlamaCppBackend:
 
     def _fill(self, live: list[Slot]) -> list[Share]:
         """Write the batch; where one sequence generates alone, with a draft behind its token if one pays."""
-        shares: list[Share] = self._batch.fill(live, self._chunks.size)
+        shares: list[Share] = self._batch.fill(live, self._chunks.size_at)
         slot = live[0]
         if self.speculation is not None and len(live) == self._batch.rows == len(slot.queue) == 1:
             room = self._context_tokens - len(slot.cells)

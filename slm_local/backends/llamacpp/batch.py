@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +35,11 @@ class Batch:
         """Return how many rows are written."""
         return int(self.native.n_tokens)
 
-    def fill(self, live: Sequence[Slot], chunk_tokens: int) -> list[Share]:
+    def fill(self, live: Sequence[Slot], chunk_at: Callable[[int], int]) -> list[Share]:
         """Write the next token of each sequence that generates and one chunk of one that reads; return the shares.
 
-        A chunk ends where another sequence waits for it to end, so that all go on together from there.
+        `chunk_at` tells how long a chunk may be behind so many tokens. It ends where another sequence waits for it to
+        end, so that all go on together from there.
         """
         self.native.n_tokens = 0
         shares: list[Share] = []
@@ -47,7 +48,8 @@ class Batch:
             if slot.donor is not None or (waiting > 1 and shares and shares[-1].taken > 1):
                 continue  # it waits; one chunk a step
             ends = [each.goal - len(slot.cells) for each in slot.waiters]
-            take = waiting if waiting == 1 else min(waiting, chunk_tokens, self.most_rows - self.rows, *ends)
+            most = min(chunk_at(len(slot.cells)), self.most_rows - self.rows, *ends)
+            take = waiting if waiting == 1 else min(waiting, most)
             if take <= 0:
                 continue
             self._write(slot, slot.queue[:take], len(slot.cells))

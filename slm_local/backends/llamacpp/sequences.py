@@ -19,6 +19,11 @@ SMALL_LOSS_TOKENS = 16
 before an answer, and takes away from the history, is less."""
 
 
+IDLE_TOKENS = 8192
+"""An idle sequence is given up once so many tokens were computed beside it: each of them looks at all cells, and to
+read one anew costs about as much as having it in the way of 6,000 tokens (a 135M model) or more."""
+
+
 @dataclass(slots=True, eq=False)
 class Slot:
     """One sequence id of the KV cache; `cells` is what the cache holds for it, `queue` what is still to decode."""
@@ -45,6 +50,7 @@ class Slot:
     has_ended: bool = False
     """Whether the sequence came to an end and waits to be removed, or continued by an injection."""
     last_used: int = 0
+    """When a prompt began or ended to use it, on a clock that goes on with every token computed."""
     is_fork: bool = False
     donor: Slot | None = None
     """The sequence that is reading what this one waits for."""
@@ -96,8 +102,7 @@ class KvCache:
         heirs = [s for s in free if shared[s] == most and s.prompt_tokens - most <= SMALL_LOSS_TOKENS] if most else []
         slot = min(heirs or free, key=lambda s: (len(s.cells) if heirs else len(s.cells) > 0, s.last_used))
         keep = self.cut(slot, min(shared[slot], len(prompt) - 1))
-        self._clock += 1
-        slot.last_used = self._clock
+        self.use(slot)
         slot.queue = list(prompt[keep:])
         slot.prompt_left, slot.prompt_tokens = len(slot.queue), len(prompt)
         self._share(slot)
@@ -190,12 +195,24 @@ class KvCache:
 
     # ---- giving up cells
 
+    def use(self, slot: Slot) -> None:
+        """Take note that a slot begins or ends to be used."""
+        self._clock += 1
+        slot.last_used = self._clock
+
+    def computed(self, tokens: int) -> None:
+        """Take note of tokens that were computed; empty the slots that lay idle beside too many."""
+        self._clock += tokens
+        for slot in self.slots:
+            if slot.handle is None and slot.cells and self._clock - slot.last_used > IDLE_TOKENS:
+                self.cut(slot, 0)
+
     def idle_with(self, prompt: Sequence[int]) -> Slot | None:
         """Return the idle slot that holds exactly a prompt, None where none does."""
         slot = next((slot for slot in self.slots if slot.handle is None and slot.cells == prompt), None)
         if slot is not None:
-            self._clock += 1
-            slot.last_used, slot.prompt_tokens = self._clock, len(prompt)
+            self.use(slot)
+            slot.prompt_tokens = len(prompt)
         return slot
 
     def emptied(self, cells: int) -> Slot | None:
@@ -205,8 +222,7 @@ class KvCache:
             return None
         slot = min(idle, key=lambda s: (bool(s.cells), s.last_used))
         self.cut(slot, 0)
-        self._clock += 1
-        slot.last_used = self._clock
+        self.use(slot)
         return slot if self.make_room(cells, spare=slot) else None
 
     def holds(self, slot: Slot) -> bool:
