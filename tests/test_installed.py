@@ -27,7 +27,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     def put(prefix: str, record: dict[str, Any] | None = None, *, is_active: bool = False) -> None:
         monkeypatch.setattr(sys, "prefix", prefix)
         monkeypatch.setattr(sys, "executable", f"{prefix}/bin/python")
-        monkeypatch.setattr(installed, "distribution", lambda name: Installed(record))
+        monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed(record))
         monkeypatch.setenv("VIRTUAL_ENV", prefix if is_active else "/elsewhere")
 
     return put
@@ -104,5 +104,5 @@ def test_a_program_that_is_not_installed_still_has_a_line(install: Any, monkeypa
     def missing(name: str) -> Any:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(installed, "distribution", missing)
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
     assert installed.add_line("llamacpp") == "pip install 'slm-local[llamacpp]'"

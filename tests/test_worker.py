@@ -311,19 +311,29 @@ def test_a_broken_file_read_ahead_is_said_when_it_is_loaded(tmp_path: Path) -> N
 def test_it_is_remembered_what_a_reference_opened_until_the_file_changes(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_text("weights")
-    assert ahead.likely_for(tmp_path, "m", None) == Likely("llamacpp")
+    assert ahead.likely_for(tmp_path, ["m"], None) == Likely("llamacpp")
     ahead.remember(tmp_path, "m", "openvino", str(file))
-    assert ahead.likely_for(tmp_path, "m", None) == Likely("openvino", str(file))
-    assert ahead.likely_for(tmp_path, "m", "llamacpp") == Likely("llamacpp")
-    assert ahead.likely_for(tmp_path, "scripted:x", None) == Likely("scripted")
+    assert ahead.likely_for(tmp_path, ["m"], None) == Likely("openvino", str(file))
+    assert ahead.likely_for(tmp_path, ["m"], "llamacpp") == Likely("llamacpp")
+    assert ahead.likely_for(tmp_path, ["scripted:x"], None) == Likely("scripted")
+    assert ahead.likely_for(tmp_path, ["--seed", "1", "m", "hello"], None).path == str(file)
     file.write_text("other weights")
-    assert ahead.likely_for(tmp_path, "m", None) == Likely("openvino")
+    assert ahead.likely_for(tmp_path, ["m"], None) == Likely("openvino")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"m": 3}', '{"m": {"backend": 1, "path": "x", "file": []}}'])
 def test_a_memory_that_can_not_be_read_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / ahead.FILE).write_text(text)
-    assert ahead.likely_for(tmp_path, "m", None) == Likely("llamacpp")
+    assert ahead.likely_for(tmp_path, ["m"], None) == Likely("llamacpp")
+
+
+def test_a_memory_that_can_not_be_kept_is_no_failure(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_text("weights")
+    ahead.remember(file / "no-folder", "m", "llamacpp", str(file))
+    (tmp_path / ahead.FILE).mkdir()
+    ahead.remember(tmp_path, "m", "llamacpp", str(file))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["m.gguf", ahead.FILE]
 
 
 def test_only_so_many_references_are_remembered(tmp_path: Path) -> None:
@@ -331,8 +341,8 @@ def test_only_so_many_references_are_remembered(tmp_path: Path) -> None:
     file.write_text("weights")
     for number in range(ahead.KEPT + 3):
         ahead.remember(tmp_path, f"m{number}", "llamacpp", str(file))
-    assert ahead.likely_for(tmp_path, "m0", None).path == ""
-    assert ahead.likely_for(tmp_path, f"m{ahead.KEPT + 2}", None).path == str(file)
+    assert ahead.likely_for(tmp_path, ["m0"], None).path == ""
+    assert ahead.likely_for(tmp_path, [f"m{ahead.KEPT + 2}"], None).path == str(file)
 
 
 def test_old_logs_are_cleared_away(tmp_path: Path) -> None:

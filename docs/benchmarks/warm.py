@@ -2,8 +2,8 @@
 
 Each chat has a first turn; then its history is prepared, as while a person reads, and the second prompt is answered
 greedily with 64 tokens. The same prompt is then read anew from an empty KV cache, in chunks of 512 tokens and of 16.
-Printed: how many texts are the same, and the largest difference of a logit behind the prompt's last token, beside
-the one between the two fresh prefills, which only the batches' shapes tell apart. Nothing is timed.
+Printed for each two of the three: how many texts are the same, and the largest difference of a logit behind the
+prompt's last token. Two fresh prefills are told apart by their batches' shapes alone. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ class Chunks:
 
     size: int
 
-    def record(self, tokens: int, seconds: float) -> None:
+    def size_at(self, depth: int) -> int:
+        """Return that size."""
+        return self.size
+
+    def record(self, depth: int, tokens: int, seconds: float) -> None:
         """Learn nothing."""
 
 
@@ -62,6 +66,20 @@ class Outcome:
     logits: np.ndarray[Any, np.dtype[np.float32]]
     ids: tuple[int, ...]
     cached_tokens: int
+
+
+@dataclass
+class _Pair:
+    """How often two ways to read the same prompt led to the same text."""
+
+    same: int = 0
+    logits: float = 0.0
+    """The largest difference of a logit."""
+
+    def take(self, one: Outcome, other: Outcome) -> None:
+        """Compare two outcomes of a chat."""
+        self.same += one.ids == other.ids
+        self.logits = max(self.logits, float(np.abs(one.logits - other.logits).max()))
 
 
 class Bench:
@@ -89,6 +107,7 @@ class Bench:
 
     def prepare(self, history: tuple[Message, ...]) -> int:
         """Prepare what follows a history; return how many tokens are held."""
+        self.backend._chunks = Chunks(COARSE_CHUNK)  # type: ignore[assignment]
         request = GenerationRequest(messages=(*history, Message(role="user", content="")))
         events = [event for _, event in self.driver.prepare(10**6, request)]
         while self.driver.is_busy:
@@ -129,8 +148,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = arguments.model or str(_smollm2())
     bench = Bench(model, arguments.threads)
-    same = same_fresh = 0
-    largest = largest_fresh = 0.0
+    pairs = {"warm": _Pair(), "warm_16": _Pair(), "fresh": _Pair()}
     for number, (first, second) in enumerate(itertools.islice(itertools.product(FIRST, SECOND), arguments.chats), 1):
         bench.forget()
         history: tuple[Message, ...] = (Message(role="user", content=first),)
@@ -144,18 +162,20 @@ def main() -> None:
         coarse = bench.outcome(ids, COARSE_CHUNK)
         bench.forget()
         fine = bench.outcome(ids, FINE_CHUNK)
-        same += warm.ids == coarse.ids
-        same_fresh += fine.ids == coarse.ids
-        largest = max(largest, float(np.abs(warm.logits - coarse.logits).max()))
-        largest_fresh = max(largest_fresh, float(np.abs(fine.logits - coarse.logits).max()))
-    print(f"{'':<44}{'same text':>12}{'largest logit difference':>28}")
-    for what, count, logits in (
-        ("warm history beside a fresh prefill", same, largest),
-        ("fresh, 16 a chunk, beside 512 a chunk", same_fresh, largest_fresh),
+        pairs["warm"].take(warm, coarse)
+        pairs["warm_16"].take(warm, fine)
+        pairs["fresh"].take(fine, coarse)
+    print(f"{'':<48}{'same text':>12}{'largest logit difference':>28}")
+    for name, what in (
+        ("warm", "warm history beside a fresh prefill, 512 a chunk"),
+        ("warm_16", "warm history beside a fresh prefill, 16 a chunk"),
+        ("fresh", "fresh, 16 a chunk, beside 512 a chunk"),
     ):
-        print(f"{what:<44}{f'{count}/{arguments.chats}':>12}{logits:>28.4f}")
-    values = {"model": Path(model).name, "chats": arguments.chats, "same": same, "same_fresh": same_fresh}
-    print(json.dumps({**values, "logits_warm": largest, "logits_fresh": largest_fresh}))
+        print(f"{what:<48}{f'{pairs[name].same}/{arguments.chats}':>12}{pairs[name].logits:>28.4f}")
+    values = {"model": Path(model).name, "chats": arguments.chats, "same": pairs["warm"].same}
+    values |= {"same_16": pairs["warm_16"].same, "same_fresh": pairs["fresh"].same}
+    values |= {"logits_warm": pairs["warm"].logits, "logits_16": pairs["warm_16"].logits}
+    print(json.dumps({**values, "logits_fresh": pairs["fresh"].logits}))
 
 
 def _smollm2() -> Path:

@@ -149,7 +149,7 @@ class Engine:
         backend, path = self._load_settings.backend, self._load_settings.model_path
         self._worker = ahead.take(make_folder(paths().logs), backend, path)
         self._facts = self._worker.load(self._load_settings, control, self._tell)
-        ahead.remember(make_folder(paths().cache), self.reference, backend, path)
+        ahead.remember(paths().cache, self.reference, backend, path)
         self.load_s = self._unreported_load_s = time.perf_counter() - begun
 
     def request(

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slm_local.errors import SlmError
+from slm_local.paths import make_folder
 from slm_local.worker import Worker
 
 FILE = "opened.json"
@@ -57,13 +59,17 @@ def end() -> None:
         _ahead.pop()[0].kill()
 
 
-def likely_for(cache: Path, reference: str, backend: str | None) -> Likely:
-    """Return what a reference will most likely have loaded: what it did last, if by the `backend` asked for."""
-    known = _kept(cache).get(reference, {})
+def likely_for(cache: Path, words: Sequence[str], backend: str | None) -> Likely:
+    """Return what the model that is named among some words will most likely have loaded.
+
+    It is what the first word that ever named one had loaded last, if by the `backend` asked for.
+    """
+    kept = _kept(cache)
+    known = next((kept[word] for word in words if word in kept), None)
     match known:
         case {"backend": str(last), "path": str(path), "file": file} if backend in (None, last):
             return Likely(last, path if file == _state(path) else "")
-    return Likely(backend or ("scripted" if reference.startswith("scripted:") else "llamacpp"))
+    return Likely(backend or ("scripted" if words and words[0].startswith("scripted:") else "llamacpp"))
 
 
 def remember(cache: Path, reference: str, backend: str, path: str) -> None:
@@ -76,9 +82,13 @@ def remember(cache: Path, reference: str, backend: str, path: str) -> None:
     kept.pop(reference, None)
     kept[reference] = opened
     new = cache / f"{FILE}.{os.getpid()}"
-    with contextlib.suppress(OSError):
-        new.write_text(json.dumps(dict(list(kept.items())[-KEPT:])), encoding="utf-8")
-        os.replace(new, cache / FILE)
+    with contextlib.suppress(OSError, SlmError):
+        make_folder(cache)
+        try:
+            new.write_text(json.dumps(dict(list(kept.items())[-KEPT:])), encoding="utf-8")
+            os.replace(new, cache / FILE)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def _kept(cache: Path) -> dict[str, Any]:
