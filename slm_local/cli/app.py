@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -117,6 +118,7 @@ class _Commands(TyperGroup):
         if name not in COMMANDS:
             return None
         module = import_module(f"slm_local.cli.{COMMANDS[name].module}")
+        gc.enable()  # off since `entry`
         parts: Mapping[str, Callable[..., int]] | None = getattr(module, "commands", None)
         made = typer.Typer(cls=_Parts, add_completion=False, rich_markup_mode=None)
         for word, command in (parts or {name: module.command}).items():

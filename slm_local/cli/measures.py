@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from slm_local.bench import Bench, Race, Racer, Spread
 from slm_local.cli.render import DIM, Terminal
 from slm_local.measured import engine_version
 from slm_local.model import Plan
 from slm_local.selector.rules import READ_HEAVY, THINK_HEAVY
+
+if TYPE_CHECKING:
+    from slm_local.bench import Bench, Race, Racer, Spread  # `slm run` comes by here and measures nothing
 
 
 def progress(terminal: Terminal) -> Callable[[str], None]:

@@ -7,6 +7,7 @@ terminal; what was descriptor 1 is the pipe to the parent. It ends when its pipe
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import sys
 
@@ -33,6 +34,7 @@ def bound_log() -> None:
 
 if __name__ == "__main__":
     _pipe = redirect_output(sys.argv[1])
+    gc.disable()  # what is imported and loaded is no garbage
     from slm_local.worker.child import serve
 
     serve(_pipe, bound_log)

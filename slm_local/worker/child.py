@@ -163,9 +163,10 @@ class _Child:
         driver = Driver(backend, computing=self._computing)
         facts = driver.load(settings, self._load_control, self._progress)
         self._driver = driver
+        self._send({"op": "loaded", "facts": facts})
         gc.collect()
         gc.freeze()  # what is loaded stays: later collections need not look at it
-        self._send({"op": "loaded", "facts": facts})
+        gc.enable()  # off since the process began
 
     def _progress(self, fraction: float) -> None:
         if int(fraction * 100) > self._shown_percent:
