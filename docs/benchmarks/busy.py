@@ -14,6 +14,7 @@ Printed: every figure, what slm said, and the ratios' medians with quartiles; --
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import subprocess
@@ -156,6 +157,8 @@ def main() -> None:
             lambda number: measured(quiet, single, bench, given.tokens, given.pin),
         )
     print(f"\n{table(report.records)}")
+    ratios = {each["name"]: each["median"] for each in report.records if each["record"] == "ratio"}
+    print(json.dumps({name.replace(" ÷ ", "/"): median for name, median in ratios.items()}))
 
 
 if __name__ == "__main__":
