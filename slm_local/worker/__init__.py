@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,7 +123,8 @@ class Worker:
         control.on_end_thinking(lambda: inbox.put(_END_THINKING))
         is_over = False
         message = {"op": "start", "request": request}
-        request_id = self._start(message, inbox, ends_thinking=control.thinking_ended)
+        known = [("end_thinking", control.thinking_ended), ("cancel", control.cancelled)]
+        request_id = self._start(message, inbox, [word for word, is_so in known if is_so])
         try:
             for event in self._events(request_id, inbox):
                 is_over = isinstance(event, Done)
@@ -136,13 +137,16 @@ class Worker:
             if not is_over:  # the consumer went away
                 self._send({"op": "cancel", "id": request_id})
 
-    def _start(self, message: dict[str, Any], inbox: queue.SimpleQueue[Any], *, ends_thinking: bool = False) -> int:
-        """Send what is to be done and return its id; several threads may do so: the child sees ids count upwards."""
+    def _start(self, message: dict[str, Any], inbox: queue.SimpleQueue[Any], known: Sequence[str] = ()) -> int:
+        """Send what is to be done and return its id; several threads may do so: the child sees ids count upwards.
+
+        `known` is what was asked of it already: it is sent first, so that not one token is thought, or written.
+        """
         with self._start_lock:
             request_id = next(self._ids)
             self._inboxes[request_id] = inbox
-            if ends_thinking:  # before the start, so that not one token is thought
-                self._send({"op": "end_thinking", "id": request_id})
+            for word in known:
+                self._send({"op": word, "id": request_id})
             self._send({**message, "id": request_id})
         return request_id
 
