@@ -76,11 +76,12 @@ class _Run:
     def write_failure(self, error: SlmError) -> None:
         """Write the JSON of what never began."""
         is_line = self._form == "jsonl"
-        values = {**({"event": "error"} if is_line else {}), **reply_object(self.subject, nothing_yet(), error)}
         if self.has_samples:
             from slm_local.cli.ballots import NOTHING, samples_object, votes_line
 
             values = votes_line(NOTHING, error) if is_line else samples_object(self.subject, NOTHING, error)
+        else:
+            values = {**({"event": "error"} if is_line else {}), **reply_object(self.subject, nothing_yet(), error)}
         self._terminal.json(values, is_line=is_line)
 
     def run(self, words: list[str]) -> int:

@@ -37,10 +37,10 @@ class ChunkTuner:
         """Take note of a chunk that was decoded alone in `seconds`, behind `depth` tokens."""
         if self._is_first:
             self._is_first = False
-            return
-        tps = self._tps.setdefault((_band(depth), tokens), [])
-        if tokens == self.size_at(depth) and len(tps) < TRIES and seconds > 0.0:
-            tps.append(tokens / seconds)
+        elif tokens == self.size_at(depth) and seconds > 0.0:
+            tps = self._tps.setdefault((_band(depth), tokens), [])
+            if len(tps) < TRIES:
+                tps.append(tokens / seconds)
 
 
 def _band(depth: int) -> int:
