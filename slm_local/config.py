@@ -6,6 +6,7 @@ not in it is an error that says where it stands and what to write instead. It kn
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -71,6 +72,10 @@ class Settings:
     hide_thinking: bool = False
     offline: bool = False
     """Whether no socket may be opened: what is here is used, what is not is an error."""
+    fresh: bool = False
+    """Whether an engine of its own is started although a server of the user's runs."""
+    keep_alive_s: float | None = None
+    """How long a model stays open after its last use, kept by a server; infinity: for ever; None: nobody said."""
     log: bool = True
     """Whether prompts and replies are kept in the history."""
     bell: bool = False
@@ -99,7 +104,7 @@ MAX_THREADS = 512
 MAX_SEED = 2**32 - 2
 """llama.cpp takes 32 bits, and the highest value means a random one (LLAMA_DEFAULT_SEED)."""
 
-OTHER_VARIABLES = frozenset({"SLM_HOME", "SLM_DEBUG", "SLM_SCRIPTED"})
+OTHER_VARIABLES = frozenset({"SLM_HOME", "SLM_DEBUG", "SLM_SCRIPTED", "SLM_SERVE_KEY", "SLM_REMOTE_KEY"})
 """Variables of this program that are no settings."""
 
 NO_THINK = "no_think"
@@ -292,6 +297,17 @@ def _number(low: float, high: float) -> Callable[[object], object]:
     return _in_range(float, f"takes a number from {low:g} to {high:g}", low, high)
 
 
+def read_duration(value: object) -> float:
+    """Read a time such as `90s`, `10m`, `2h` or `forever`; a plain number is seconds. `ValueError` for what is none."""
+    written = str(value).strip().lower()
+    if written in ("forever", "-1"):
+        return math.inf
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smh]?)", written)
+    if found is None:
+        raise ValueError("takes a time such as 90s, 10m, 2h, 0 or forever")
+    return float(found[1]) * {"m": 60.0, "h": 3600.0}.get(found[2], 1.0)
+
+
 def _count(low: int, high: int) -> Callable[[object], object]:
     return _in_range(int, f"takes a whole number from {low} to {high}", low, high)
 
@@ -330,6 +346,8 @@ KINDS: Mapping[str, _Kind] = {
     "stop": _Kind(_texts, "END"),
     "hide_thinking": _Kind(_switch, "true"),
     "offline": _Kind(_switch, "true"),
+    "fresh": _Kind(_switch, "true"),
+    "keep_alive": _Kind(read_duration, "10m"),
     "log": _Kind(_switch, "false"),
     "bell": _Kind(_switch, "true"),
     "keep_awake": _Kind(_switch, "false"),
@@ -348,7 +366,7 @@ KINDS: Mapping[str, _Kind] = {
 }
 """Every setting by the name that config.toml, SLM_* variables, references, `-o` and `/set` share."""
 
-FIELD_OF = {"ctx": "context_tokens", "template": "template_file"}
+FIELD_OF = {"ctx": "context_tokens", "template": "template_file", "keep_alive": "keep_alive_s"}
 """Where a setting's name is not its field's."""
 
 ALIASES = {
@@ -366,7 +384,7 @@ OWN_FLAGS = {
     "log": "--no-log",
     "speculation": "--no-speculation",
 }
-SWITCHES = frozenset({"hide_thinking", "offline", "early_exit"})
+SWITCHES = frozenset({"hide_thinking", "offline", "early_exit", "fresh"})
 NO_FLAG = frozenset({"repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"})
 
 

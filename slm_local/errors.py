@@ -84,6 +84,17 @@ class RemoteFailed(SlmError):
 
     exit_code = 7
 
+    def __init__(self, message: str, *, hint: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        """What HTTP said, where that is what went wrong; it does not cross a pipe."""
+
+
+class ServerBusy(SlmError):
+    """So many requests wait for a model already that no more are taken."""
+
+    exit_code = 7
+
 
 class WorkerCrashed(SlmError):
     """The child process that holds the model died."""

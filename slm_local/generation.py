@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Role = Literal["system", "user", "assistant"]
+from slm_local.errors import FailureRecord
+
+Role = Literal["system", "user", "assistant", "tool"]
 
 ThinkMode = Literal["auto", "on", "open", "off"]
 """How the prompt leaves thinking: `auto`: as the model's template does; `on`: opened, an error where that can't be;
@@ -25,8 +27,9 @@ Finish = Literal["stop", "length", "context", "loop", "empty", "cancelled", "err
 Cut = Literal["none", "budget", "time", "context", "max_tokens", "loop", "user", "converged"]
 """Why thinking ended before the model ended it."""
 
-PieceEnd = Literal["stop", "context"]
-"""Why a backend's sequence ended: the model's end-of-generation token, or a full context."""
+PieceEnd = Literal["stop", "context", "length"]
+"""Why a backend's sequence ended: the model's end-of-generation token, a full context, or, where a server was told the
+request's `max_tokens`, that limit."""
 
 DEFAULT_BRIDGE = " Enough thinking, I answer now."
 """What is put before the closing tag when thinking is ended for the model; the embedded models are trained on it."""
@@ -38,6 +41,12 @@ class Message:
 
     role: Role
     content: str
+    tool_calls: str = ""
+    """JSON of the calls that an assistant made: a list of OpenAI's `tool_calls`, arguments as objects; empty: none."""
+    tool_call_id: str = ""
+    """Which call the content of a `tool` message is the result of."""
+    name: str = ""
+    """The function that it is the result of, where that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +134,17 @@ class GenerationRequest:
     has_loop_guard: bool = True
     early_exit: bool = False
     """Whether thinking ends once its answer has settled, as probes beside it tell."""
+    schema: str | None = None
+    """A JSON Schema, as text, that the answer has to match; thinking before it is free. None: any answer."""
+    tools: str = ""
+    """JSON of the functions that the model may call: a list of OpenAI's `tools`, for the chat template; empty: none."""
+    must_call: tuple[str, ...] = ()
+    """Names of those of them one of which the answer has to call; empty: that is for the model to decide."""
+    logprobs: int | None = None
+    """So many of the likeliest tokens are told, with its own, for each token of the answer (all tokens, where the
+    request is raw); 0: its own alone; None: nothing."""
+    scores_prompt: bool = False
+    """Whether the same is told of each token of a prompt of raw ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +175,10 @@ class LoadSettings:
     """Longest response on such a device; None: the context."""
     speculation: bool = True
     """Whether tokens may be guessed ahead and verified several at once, where the runtime can and it pays."""
+    remote_model: str = ""
+    """What a remote engine, whose address is `model_path`, calls the model."""
+    key_env: str = ""
+    """The variable that holds the key for it; empty: `SLM_REMOTE_KEY`. The key itself is in no value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,11 +197,18 @@ class ModelFacts:
     eos_text: str
     adds_bos: bool
     """Whether the vocabulary asks for a BOS before every prompt."""
+    bos_id: int | None = None
+    """None where there is none."""
+    eos_id: int | None = None
+    pad_id: int | None = None
+    pad_text: str = ""
     control_texts: tuple[str, ...]
     """Texts of all control and user-defined tokens: what user text must never become."""
     capabilities: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What was decided while loading, for `-v`."""
+    sequences: int = 1
+    """Most requests that run at once; others wait for a place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,11 +222,25 @@ class PromptRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What a backend tokenizes: runs of text, or raw ids."""
+    """What a backend tokenizes: runs of text, or raw ids; for one that chats, the request itself."""
 
     runs: tuple[PromptRun, ...] = ()
     ids: tuple[int, ...] | None = None
     think_state: ThinkState = "unopened"
+    request: GenerationRequest | None = None
+    """For a backend with the capability "chat", which renders conversations elsewhere."""
+    rendered: tuple[int, ...] = ()
+    """The tokens of what it renders, where it tells."""
+    opening: str = ""
+    """What stands behind that before the model writes: a tag that opens thinking, or an empty block."""
+    switch: bool | None = None
+    """How the template's variable for thinking is set; None: not at all."""
+    is_kept: bool = False
+    """Whether the engine keeps to the request's limit of thinking itself: it marks what it ends it with as injected."""
+    logprobs: int | None = None
+    """As in the request: of each token that the model writes."""
+    scores_prompt: bool = False
+    """Whether each token of the prompt itself is scored, too; then nothing of it is taken from the KV cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +273,19 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScore:
+    """How likely a token was to the model, before temperature and truncation."""
+
+    id: int
+    data: tuple[int, ...]
+    """Its text, as bytes: a token may be part of a character."""
+    logprob: float | None
+    """Natural logarithm of its probability; None for the first token of a prompt, which nothing precedes."""
+    top: tuple[TokenScore, ...] = ()
+    """The likeliest in its place, best first, as many as were asked for; their own `top` is empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """The text and tokens that one step added to a sequence."""
 
@@ -235,16 +293,55 @@ class Piece:
     text: str
     ids: tuple[int, ...]
     """Empty for a remote that gives none."""
+    tokens: int | None = None
+    """How many tokens it is, where that is known and `ids` are not; None: as many as `ids`."""
+    told: Told | None = None
+    """On the last piece of a remote that counts whole replies only; its other pieces have 0 tokens."""
     injected: bool = False
-    logprob: float | None = None
+    scores: tuple[TokenScore, ...] = ()
+    """One for each of `ids`, where the request asked for them and the model wrote them."""
     end: PieceEnd | None = None
     drafted_tokens: int = 0
     """Tokens drafted to follow, and decoded with, what this piece was sampled from."""
     is_accepted: bool = False
     """Whether its token had been drafted."""
 
+    @property
+    def count(self) -> int:
+        """Return how many tokens it is."""
+        return len(self.ids) if self.tokens is None else self.tokens
 
-Update = PromptProgress | Note | Piece
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptScores:
+    """How likely each token of a raw prompt was, once all of it is read; before the first delta."""
+
+    handle: Handle | None = None
+    """Set by a backend; None once it is an event."""
+    scores: tuple[TokenScore, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a remote says of a whole reply; None is what it does not say."""
+
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    generated_tokens: int | None
+    think_tokens: int | None
+    cut: Cut = "none"
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A sequence can't go on, while the others can; it is stepped no more."""
+
+    handle: Handle
+    record: FailureRecord
+
+
+Update = PromptProgress | PromptScores | Note | Piece | Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +403,8 @@ class Started:
     think_state: ThinkState
     think_tokens: int | None = None
     """Most tokens of thinking that the request's limits and the room for it allow; None: nothing bounds it."""
+    tool_family: str = ""
+    """How the model writes calls (`toolcalls.FAMILIES`), where the request offers tools."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,6 +425,8 @@ class AnswerDelta:
     text: str
     tokens: int
     injected: bool = False
+    scores: tuple[TokenScore, ...] = ()
+    """Of the tokens that the text is made of, where the request asked for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,7 +476,29 @@ class StateMoved:
     """Whether the file can't be used and may go."""
 
 
-StreamEvent = Started | PromptProgress | Note | ThinkDelta | AnswerDelta | Done
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOrder:
+    """What is to be tokenized, or made text of: one of the three."""
+
+    text: str | None = None
+    request: GenerationRequest | None = None
+    """Its prompt, as it would be read: rendered by the chat template."""
+    ids: tuple[int, ...] | None = None
+    adds_special: bool = False
+    """Whether a BOS is put before a text, where the vocabulary asks for one."""
+    parses_special: bool = False
+    """Whether control tokens' texts in a text become control tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Token ids and the bytes of each; joined and decoded they are the text."""
+
+    ids: tuple[int, ...]
+    data: tuple[tuple[int, ...], ...]
+
+
+StreamEvent = Started | PromptProgress | Note | PromptScores | ThinkDelta | AnswerDelta | Done
 
 
 class Control:

@@ -16,6 +16,7 @@ from slm_local.generation import (
     Finish,
     Note,
     PromptProgress,
+    PromptScores,
     Reply,
     Started,
     StreamEvent,
@@ -65,7 +66,7 @@ class Collector:
             case Started():
                 self._started_at = now
                 self._prompt_tokens, self._cached_tokens = event.prompt_tokens, event.cached_tokens
-            case PromptProgress() | Note():
+            case PromptProgress() | PromptScores() | Note():
                 pass
             case ThinkDelta():
                 self._thinking.append(event.text)

@@ -31,6 +31,11 @@ class Paths:
     models_dir: Path
     """Where fetched models lie."""
 
+    @property
+    def server_file(self) -> Path:
+        """Return the file that is there while a server of this user runs: where it listens, and its key."""
+        return self.data / "server.json"
+
 
 def paths(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Paths:
     """Return where things live.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from slm_local.generation import AnswerDelta, ReasoningTags, ThinkControl, ThinkDelta, ThinkState
+from slm_local.generation import AnswerDelta, ReasoningTags, ThinkControl, ThinkDelta, ThinkState, TokenScore
 
 Side = Literal["think", "answer"]
 Delta = ThinkDelta | AnswerDelta
@@ -37,6 +37,7 @@ class _Mark:
     end: int
     tokens: int
     injected: bool
+    scores: tuple[TokenScore, ...]
 
 
 class ReasoningParser:
@@ -68,12 +69,18 @@ class ReasoningParser:
         self._end = 0
         self._marks: deque[_Mark] = deque()
         self._unsaid: dict[Side, int] = {"think": 0, "answer": 0}  # tokens that no delta has carried yet
+        self._unsaid_scores: tuple[TokenScore, ...] = ()  # those of the answer's
         self._out: list[Delta] = []
 
     @property
     def in_thinking(self) -> bool:
         """Return whether what was decided so far ends inside thinking."""
         return self._side == "think"
+
+    @property
+    def is_answering(self) -> bool:
+        """Return whether all that comes is answer, whatever it contains."""
+        return self._side == "answer" and not (self._tags is not None and self._may_open)
 
     @property
     def thought_tokens(self) -> int:
@@ -86,10 +93,15 @@ class ReasoningParser:
         """Whether it is open on which side the next character stands."""
         return self._is_blank and self._may_open and self._side == "answer"
 
-    def feed(self, text: str, tokens: int = 1, *, injected: bool = False) -> list[Delta]:
-        """Take a piece; return what is certain by now, in order. Tokens of held-back text come with a later delta."""
+    def feed(
+        self, text: str, tokens: int = 1, *, injected: bool = False, scores: tuple[TokenScore, ...] = ()
+    ) -> list[Delta]:
+        """Take a piece; return what is certain by now, in order.
+
+        Tokens of held-back text, and their scores, come with a later delta; scores of thinking are dropped.
+        """
         self._end += len(text)
-        self._marks.append(_Mark(self._end, tokens, injected))
+        self._marks.append(_Mark(self._end, tokens, injected, scores))
         self._text += text
         while self._text and self._advance(is_last=False):
             pass
@@ -187,17 +199,30 @@ class ReasoningParser:
                 self._thought_tokens += mark.tokens if not is_tag and not mark.injected else 0
             else:
                 self.answer_tokens += mark.tokens
+                self._unsaid_scores += mark.scores
             self.tag_tokens += mark.tokens if is_tag and not mark.injected else 0
             self._unsaid[side] += mark.tokens
 
     def _emit(self, text: str, injected: bool) -> None:
-        kind = ThinkDelta if self._side == "think" else AnswerDelta
         tokens, self._unsaid[self._side] = self._unsaid[self._side], 0
-        last = self._out[-1] if self._out else None
-        if isinstance(last, kind) and last.injected == injected:
-            self._out[-1] = kind(text=last.text + text, tokens=last.tokens + tokens, injected=injected)
-        else:
-            self._out.append(kind(text=text, tokens=tokens, injected=injected))
+        delta: Delta = ThinkDelta(text=text, tokens=tokens, injected=injected)
+        if self._side == "answer":
+            scores, self._unsaid_scores = self._unsaid_scores, ()
+            delta = AnswerDelta(text=text, tokens=tokens, injected=injected, scores=scores)
+        joined = joined_deltas(self._out[-1], delta) if self._out else None
+        self._out[-1 if joined else len(self._out) :] = [joined or delta]
+
+
+def joined_deltas(one: Delta, other: Delta) -> Delta | None:
+    """Return two deltas, one behind the other, as one; None where they are not of one kind."""
+    if one.injected != other.injected:
+        return None
+    text, tokens = one.text + other.text, one.tokens + other.tokens
+    if isinstance(one, AnswerDelta) and isinstance(other, AnswerDelta):
+        return replace(one, text=text, tokens=tokens, scores=one.scores + other.scores)
+    if isinstance(one, ThinkDelta) and isinstance(other, ThinkDelta):
+        return replace(one, text=text, tokens=tokens)
+    return None
 
 
 def _begun(tag: str, text: str) -> int:

@@ -129,7 +129,7 @@ def test_killing_a_child_kills_what_it_started() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps no group of a dead process")
 def test_what_a_dead_child_started_is_killed_too() -> None:
     child, grandchild = spawn("sys.exit(3)")
-    assert child.wait(10) == 3
+    assert child.wait(60) == 3
     assert system.kill_tree(child)
     assert is_gone(grandchild)
 

@@ -45,7 +45,7 @@ def program(work: str, *, setup: str = "", leaving: str = "pass") -> subprocess.
 
 
 def ended(child: subprocess.Popen[str]) -> tuple[int, str]:
-    out, errors = child.communicate(timeout=30)
+    out, errors = child.communicate(timeout=120)
     assert errors == ""
     return child.returncode, out
 
@@ -98,7 +98,7 @@ def test_a_terminal_gets_its_modes_back_at_the_limit() -> None:
     assert [child.stdout.readline() for _ in range(2)] == ["ready\n", "raw\n"]
     changed = termios.tcgetattr(terminal)
     child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=30)
+    child.communicate(timeout=120)
     assert child.returncode == 143
     assert changed != before == termios.tcgetattr(terminal)
     os.close(master)

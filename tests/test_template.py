@@ -141,7 +141,7 @@ def test_a_control_token_that_neighbours_would_form_is_kept_apart(source: str, c
         max_size=3,
     )
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_users_text_adds_or_takes_a_control_token(contents: list[str]) -> None:
     messages = user(*contents)
     runs = chat_template().render(messages, adds_bos=False)

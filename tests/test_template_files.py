@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jinja2 import Template
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -78,10 +81,12 @@ TAILS: list[tuple[str, ThinkMode, ThinkState, str]] = [
 ]
 
 
+@functools.cache
 def source_of(name: str) -> str:
     return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
 
 
+@functools.cache  # making one compiles it, which takes most of a test's time
 def template_of(name: str) -> ChatTemplate:
     source = source_of(name)
     tags = derive_tags(source, lambda _: False)
@@ -99,11 +104,17 @@ def prompt(name: str, messages: list[Message], think: ThinkMode = "auto") -> Pro
     return prompt_for(template_of(name), messages, think, derive_think_control(source), tags, adds_bos=False)
 
 
-def plainly_rendered(name: str, messages: list[Message]) -> str:
-    """Render as transformers does: the sandbox without our meter, stand-ins and rewriting."""
+@functools.cache
+def plain_template(name: str) -> Template:
+    """Compile as transformers does: the sandbox without our meter, stand-ins and rewriting."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     source = source_of(name).replace("{%- generation -%}", "{#- -#}").replace("{%- endgeneration -%}", "{#- -#}")
+    return environment.from_string(source)
+
+
+def plainly_rendered(name: str, messages: list[Message]) -> str:
+    """Render as transformers does."""
     variables: dict[str, object] = {
         "messages": [{"role": message.role, "content": message.content} for message in messages],
         "bos_token": "<s>",
@@ -113,7 +124,7 @@ def plainly_rendered(name: str, messages: list[Message]) -> str:
         "strftime_now": lambda pattern: "the date",
         **NEEDS_MORE.get(name, {}),
     }
-    return environment.from_string(source).render(variables)
+    return plain_template(name).render(variables)
 
 
 def test_the_folder_holds_every_template() -> None:
@@ -121,16 +132,23 @@ def test_the_folder_holds_every_template() -> None:
     assert set(NEEDS_MORE) < set(NAMES)
 
 
-@pytest.mark.parametrize("system", [True, False], ids=["with system text", "without"])
+@pytest.fixture(scope="module", autouse=True)
+def one_date() -> Iterator[None]:
+    """Have templates that ask for the date be told the same one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slm_local.template.sandbox._now", lambda pattern: "the date")
+        yield
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_template_gives_what_plain_jinja_gives(name: str, system: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slm_local.template.sandbox._now", lambda pattern: "the date")
-    messages = [Message(role="system", content="Be brief."), *TURNS] if system else TURNS
-    if system and name in NO_SYSTEM_ROLE:
+def test_a_template_gives_what_plain_jinja_gives(name: str) -> None:
+    with_system = [Message(role="system", content="Be brief."), *TURNS]
+    assert rendered(name, TURNS) == plainly_rendered(name, TURNS)
+    if name in NO_SYSTEM_ROLE:
         with pytest.raises(UsageError, match="System role not supported"):
-            rendered(name, messages)
-        return
-    assert rendered(name, messages) == plainly_rendered(name, messages)
+            rendered(name, with_system)
+    else:
+        assert rendered(name, with_system) == plainly_rendered(name, with_system)
 
 
 @pytest.mark.parametrize("name", NEEDS_MORE)

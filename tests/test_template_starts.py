@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,17 @@ class Model:
         return [token for run in prompt.runs for token in tokenize(run.text, parse_control=run.allows_control)]
 
 
-def model_of(vocabulary: Vocabulary, name: str) -> Model:
+@cache  # making a template compiles it
+def parts_of(name: str) -> tuple[ChatTemplate, ReasoningTags | None, ThinkControl, tuple[str, ...]]:
     source = source_of(name)
     marks = ("<s>", "</s>", *sorted({mark for mark in MARKS.findall(source) if "{" not in mark}))
     tags = derive_tags(source, lambda text: text in marks)
     template = ChatTemplate(source, bos_text="<s>", eos_text="</s>", control_texts=marks, tags=tags)
-    return Model(vocabulary, template, tags, derive_think_control(source), marks)
+    return template, tags, derive_think_control(source), marks
+
+
+def model_of(vocabulary: Vocabulary, name: str) -> Model:
+    return Model(vocabulary, *parts_of(name))
 
 
 @pytest.fixture(scope="module", params=["SmolLM2", *FILES])

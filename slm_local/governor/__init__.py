@@ -20,6 +20,9 @@ LOOP_TOKENS_THINKING = 96
 LOOP_TOKENS_ANSWER = 192
 """An answer may repeat itself for longer: tables and code do."""
 
+COUNTED_OTHERWISE = 2
+"""So many tokens of the prompt, white space behind an opening tag, a server may count as thinking (llama-server)."""
+
 NUDGE = "Answer:"
 """What a model is given that stopped behind the closing tag without a word; no part of the answer."""
 
@@ -63,6 +66,8 @@ class Limits:
     can_close: bool = True
     """Whether the limit of tokens leaves room for a closing; else the reply ends with its thinking."""
     has_loop_guard: bool = True
+    is_kept: bool = False
+    """Whether the engine keeps to `think_tokens` itself: what it ends thinking with comes marked as injected."""
 
     @property
     def most_thinking(self) -> int | None:
@@ -154,7 +159,9 @@ class Governor:
 
     def feed(self, piece: Piece, now_s: float) -> None:
         """Take a piece that the splitter has taken."""
-        self._generated += len(piece.ids)
+        self._generated += piece.count
+        if piece.injected and self._was_thinking and not self._is_ending and self._is_kept_to():
+            self.cut, self._is_ending = "budget", True
         if self._parser.in_thinking is not self._was_thinking:
             self._was_thinking = self._parser.in_thinking
             self._is_ending = False
@@ -180,7 +187,11 @@ class Governor:
         limits = self._limits
         if self._is_asked:
             return "user"
-        if limits.think_tokens is not None and self._parser.thought_tokens >= limits.think_tokens:
+        if (
+            limits.think_tokens is not None
+            and not limits.is_kept
+            and self._parser.thought_tokens >= limits.think_tokens
+        ):
             return "budget"
         since_s = self._thinking_since_s
         if limits.think_s is not None and since_s is not None and now_s - since_s >= limits.think_s:
@@ -190,6 +201,12 @@ class Governor:
         if self._guard.is_found:
             return "loop"
         return "converged" if self._has_settled else None
+
+    def _is_kept_to(self) -> bool:
+        """Return whether the engine has just kept to the limit of tokens by itself."""
+        limits = self._limits
+        most = limits.think_tokens
+        return limits.is_kept and most is not None and self._parser.thought_tokens >= most - COUNTED_OTHERWISE
 
     def _new_guard(self) -> LoopGuard:
         return LoopGuard(LOOP_TOKENS_THINKING if self._was_thinking else LOOP_TOKENS_ANSWER)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from slm_local.answers import boxed, final_answer, same_answer
-
 LEAD = "The answer is"
 """What a probe is given behind the closing tag: `answers` looks for an answer behind these very words."""
 
@@ -88,6 +86,8 @@ class Convergence:
 
     def take(self, answer: str | None) -> None:
         """Take what a probe said; None: it came to no answer."""
+        from slm_local.answers import same_answer  # compiling its expressions takes a tenth of a child's start
+
         is_same = answer is not None and self._answer is not None and same_answer(self._answer, answer, computes=False)
         self._times = 0 if answer is None else self._times + 1 if is_same else 1
         self._answer = self._answer if is_same else answer
@@ -101,6 +101,8 @@ def ends_sentence(text: str) -> bool:
 def is_answered(written: str) -> bool:
     """Tell whether what a probe wrote behind `LEAD` holds a whole answer: boxed, bold, or up to a sentence's end."""
     if BOX.search(written):
+        from slm_local.answers import boxed
+
         return boxed(written) is not None
     return bool(BOLD.search(written) or ANSWER_END.search(written))
 
@@ -109,5 +111,7 @@ def answer_of(written: str) -> str | None:
     """Return the answer in what a probe wrote behind `LEAD`; None where it has none yet."""
     if OPEN_WORDS.search(written) or not any(char.isalnum() for char in written):
         return None
+    from slm_local.answers import final_answer
+
     answer = final_answer(LEAD + written)
     return answer if answer is not None and any(char.isalnum() for char in answer) else None

@@ -27,6 +27,8 @@ from slm_local.system.memory import (
     largest_program,
     own_peak_rss_bytes,
     peak_rss_bytes,
+    rss_bytes,
+    taken_bytes,
     total_memory_bytes,
 )
 from slm_local.system.processes import (
@@ -49,6 +51,7 @@ from slm_local.system.processor import (
     physical_cores,
 )
 from slm_local.system.saving import is_saving_power
+from slm_local.system.sending import bound_sends
 
 __all__ = [
     "DRIVER_LIBRARIES",
@@ -67,6 +70,7 @@ __all__ = [
     "TypedLines",
     "accelerators",
     "available_memory_bytes",
+    "bound_sends",
     "cache_bytes",
     "can_type_lines",
     "cpu_flags",
@@ -92,8 +96,10 @@ __all__ = [
     "power_source",
     "read_energy",
     "restrict_core_dumps",
+    "rss_bytes",
     "signalled",
     "spawn_options",
+    "taken_bytes",
     "told_to_end",
     "total_memory_bytes",
     "unwind",

@@ -56,6 +56,30 @@ def peak_rss_bytes(pid: int) -> int | None:
     return peak
 
 
+def rss_bytes(pid: int) -> int | None:
+    """Return the memory that a process holds now, pages of files included; None where it is gone."""
+    held: int | None = None
+    if sys.platform == "linux":
+        held = _status_bytes(Path(f"/proc/{pid}/status"), "VmRSS")
+    else:
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            held = int(psutil.Process(pid).memory_info().rss)
+    return held
+
+
+def taken_bytes(pid: int) -> int | None:
+    """Return how much less `available_memory_bytes` is for a process; None where it is gone.
+
+    On Linux pages of a file that it has mapped count as available, though it reads them all the time.
+    """
+    held = rss_bytes(pid)
+    if held is not None and sys.platform == "linux":
+        held -= _status_bytes(Path(f"/proc/{pid}/status"), "RssFile") or 0
+    return held
+
+
 def family_memory_bytes() -> int | None:
     """Return what this process and all that it started hold now; None where the system does not tell of all.
 

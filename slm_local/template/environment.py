@@ -254,4 +254,13 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Return JSON as transformers' templates expect it: unescaped, keys in their own order."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, default=_listed
+    )
+
+
+def _listed(value: object) -> list[object]:
+    """Return what a filter such as `map` gives as a list, as llama.cpp's template engine has it."""
+    if isinstance(value, Iterator):
+        return list(value)
+    raise TypeError(f"a {type(value).__name__} is no JSON")

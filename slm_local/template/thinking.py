@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from slm_local.errors import UsageError
 from slm_local.generation import Message, Prompt, PromptRun, ReasoningTags, ThinkControl, ThinkMode
@@ -13,6 +14,14 @@ from slm_local.template.chat import ChatTemplate
 Runs = tuple[PromptRun, ...]
 
 
+class Rendered(Protocol):
+    """A conversation rendered with thinking switched, or left alone, by the template's variable."""
+
+    def __call__(self, shown: Sequence[Message] = ..., *, thinks: bool | None = ...) -> Runs:
+        """Return the prompt of these messages, the request's own if none are given."""
+        ...
+
+
 def prompt_for(
     template: ChatTemplate,
     messages: Sequence[Message],
@@ -20,36 +29,41 @@ def prompt_for(
     control: ThinkControl,
     tags: ReasoningTags | None,
     adds_bos: bool,
+    tools: str = "",
 ) -> Prompt:
     """Render a conversation with thinking as asked for; `think_state` is read off the result.
 
-    Errors: those of `ChatTemplate.render`; `UsageError` where this model's thinking can't be switched so.
+    `tools`: as `GenerationRequest.tools`. Errors: those of `ChatTemplate.render`; `UsageError` where this model's
+    thinking can't be switched so.
     """
+
+    def rendered(shown: Sequence[Message] = messages, *, thinks: bool | None = None) -> Runs:
+        variables = {} if control.switch is None or thinks is None else {control.switch: thinks}
+        return template.render(shown, adds_bos=adds_bos, tools=tools, variables=variables)
+
     if tags is None:
         if think == "on":
             raise UsageError("this model has no thinking to switch on", hint="leave it out: --think auto")
-        return _prompt(template.render(messages, adds_bos=adds_bos), tags)
+        return _prompt(rendered(), tags)
     match think:
         case "off":
-            runs = _closed(template, messages, control, tags, adds_bos)
+            runs = _closed(rendered, messages, control, tags)
         case "on" | "open":
-            runs = template.render(messages, adds_bos=adds_bos, variables=_switched(control, True))
+            runs = rendered(thinks=True)
             if think == "on" or think_state(_tail(runs), tags) != "closed":
                 runs = _opened(runs, tags)
         case "auto":
-            runs = _as_left(template, messages, control, tags, adds_bos)
+            runs = _as_left(rendered, control, tags)
     return _prompt(runs, tags)
 
 
-def _closed(
-    template: ChatTemplate, messages: Sequence[Message], control: ThinkControl, tags: ReasoningTags, adds_bos: bool
-) -> Runs:
+def _closed(rendered: Rendered, messages: Sequence[Message], control: ThinkControl, tags: ReasoningTags) -> Runs:
     """Switch thinking off: by variable, else by word; then close what the prompt still leaves open."""
     if control.switch is None and control.off_word is None and not control.off_block:
         raise UsageError("this model's thinking can't be switched off", hint="leave it out: --think auto")
     if control.switch is None and control.off_word is not None:
         messages = _with_system_word(messages, control.off_word)
-    runs = template.render(messages, adds_bos=adds_bos, variables=_switched(control, False))
+    runs = rendered(messages, thinks=False)
     line = line_break(tags)
     match think_state(_tail(runs), tags):
         case "open":
@@ -74,20 +88,14 @@ def _opened(runs: Runs, tags: ReasoningTags) -> Runs:
             return _appended(runs, tags.open + line_break(tags))
 
 
-def _as_left(
-    template: ChatTemplate, messages: Sequence[Message], control: ThinkControl, tags: ReasoningTags, adds_bos: bool
-) -> Runs:
+def _as_left(rendered: Rendered, control: ThinkControl, tags: ReasoningTags) -> Runs:
     """Leave thinking to the template, but for one that closes it only because its switch was not set."""
-    runs = template.render(messages, adds_bos=adds_bos)
+    runs = rendered()
     state = think_state(_tail(runs), tags)
     if state == "closed" and control.switch is not None:
         # llama.cpp's copies of the templates of R1-Distill-Qwen-32B and QwQ do so; a reasoning model should think.
-        return template.render(messages, adds_bos=adds_bos, variables=_switched(control, True))
+        return rendered(thinks=True)
     return _opened(runs, tags) if state == "unopened" and tags.force_open else runs
-
-
-def _switched(control: ThinkControl, is_on: bool) -> dict[str, object]:
-    return {} if control.switch is None else {control.switch: is_on}
 
 
 def _with_system_word(messages: Sequence[Message], word: str) -> list[Message]:
