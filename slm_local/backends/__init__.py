@@ -24,12 +24,32 @@ def backend_named(name: str) -> Backend:
             from slm_local.backends.openvino.backend import OpenVinoBackend
 
             return OpenVinoBackend()
+        case "openai":
+            from slm_local.backends.openai.backend import OpenAiBackend
+
+            return OpenAiBackend()
         case "scripted":
             from slm_local.backends.scripted import ScriptedBackend
 
             return ScriptedBackend()
         case _:
             raise UsageError(f"there is no backend named {name!r}", hint="--backend llamacpp")
+
+
+def check_schema(name: str, schema: str) -> None:
+    """Compile a JSON Schema as the backend of that name would, without a model; one elsewhere checks it itself.
+
+    Errors: `UsageError` saying what of it can't be, `EngineMissing`.
+    """
+    match name:
+        case "llamacpp":
+            from slm_local.backends.llamacpp import schemas
+
+            schemas.check(schema)
+        case "openvino":
+            from slm_local.backends.openvino.grammar import grammar_of
+
+            grammar_of(schema)
 
 
 def read_ahead(name: str, model_path: str, control: Control, on_progress: Callable[[float], None]) -> Backend | None:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from slm_local.errors import PromptTooLong, UsageError
+from slm_local.errors import PromptTooLong, SlmError, UsageError
 from slm_local.generation import (
     Control,
+    GenerationRequest,
     Handle,
     LoadSettings,
     ModelFacts,
@@ -43,6 +44,10 @@ class Backend(Protocol):
         """Return the tokens that `add` makes of a prompt. Errors: `UsageError` for ids that the vocabulary lacks."""
         ...
 
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """Return the text of each token, control tokens included. Errors: `UsageError` for ids it does not know."""
+        ...
+
     def add(self, prompt: Prompt, sampling: Sampling | None) -> Handle:
         """Tokenize a prompt and queue it; compute nothing.
 
@@ -61,7 +66,8 @@ class Backend(Protocol):
         At most one token that the model wrote is added to a sequence. A piece with an `end` is its last: the sequence
         is stepped no more and stays until `remove`, or until `inject` makes it go on after a "stop". A cancelled
         control ends the step early, without updates lost: what was decoded is kept, the rest is done by the next step.
-        What a runtime decided by itself comes as a `Note` for each sequence it concerns, before their pieces.
+        One that can't go on gives a `Failed`; an error raised ends all. What a runtime decided by itself comes as a
+        `Note` for each sequence it concerns, before their pieces.
         """
         ...
 
@@ -97,6 +103,22 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Chats(Protocol):
+    """What a backend with the capability "chat" can do besides: it takes conversations as they are.
+
+    What others have and it may lack are "inject" (going on behind a text of ours), "ids" (prompts of token ids) and
+    "counts" (of the tokens of each piece).
+    """
+
+    def prompt_for(self, request: GenerationRequest, control: Control) -> Prompt:
+        """Return the prompt of a request, raw or not, with how it leaves thinking; blocks.
+
+        Errors: `UsageError`, `RemoteFailed`, `Interrupted` when cancelled.
+        """
+        ...
+
+
+@runtime_checkable
 class KeepsState(Protocol):
     """What a backend with the capability "state" can do besides."""
 
@@ -113,6 +135,32 @@ class KeepsState(Protocol):
         What is not of this model, loaded in this way, or is damaged is refused before native code sees it.
         """
         ...
+
+
+@runtime_checkable
+class Structures(Protocol):
+    """What a backend with the capability "schema" can do besides."""
+
+    def check_schema(self, schema: str) -> None:
+        """Compile a JSON Schema. Errors: `UsageError` saying what of it can't be held to."""
+        ...
+
+    def constrain(self, handle: Handle, schema: str, begun: str = "") -> None:
+        """Have all that the model writes from its next token on match a schema, white space before it aside.
+
+        What was injected and not read yet is no part of it. `begun`: what was written of the answer already. The model
+        can't end before the answer is whole, and ends then. Errors: as `check_schema`; `SlmError` for a beginning that
+        the schema does not allow.
+        """
+        ...
+
+
+def misbegun(begun: str) -> SlmError:
+    """Make the error for an answer that began in one token with the end of thinking, and can't go on from there."""
+    return SlmError(
+        f"the answer began with {begun!r} in the token that ended thinking, before its schema was in force",
+        hint="--think off",
+    )
 
 
 ANSWER_ROOM_TOKENS = 1024

@@ -8,6 +8,10 @@ time. `{"note": "..."}` is a step that decides something and writes nothing. Whe
 on behind the step that closes its thinking, else behind its end. A prompt's tokens, and those of what is injected, are
 UTF-8 bytes; `prefill` of them are read a step, each step after `prefill_delay` seconds, both given in the setup.
 
+Where log-probabilities are asked for, a step's `"logprob": -0.5` is that of each of its tokens, and those in
+`"top": [["a", -0.5]]` are the likeliest in their place; all bytes of a prompt are as likely. A schema is taken, and the
+script trusted.
+
 A fork says, piece by piece, what the last step played that has `"fork": ["85", "."]` names, and stops. Where the reply
 has named nothing it plays on from where the original is, without moving it; with a text, as after its injection.
 """
@@ -16,15 +20,16 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from slm_local.backends.base import prompt_too_long, shared_prefix
-from slm_local.errors import ModelBroken
+from slm_local.backends.base import known_ids, prompt_too_long, shared_prefix
+from slm_local.errors import ModelBroken, UsageError
 from slm_local.generation import (
     Control,
     Handle,
@@ -34,7 +39,9 @@ from slm_local.generation import (
     Piece,
     Prompt,
     PromptProgress,
+    PromptScores,
     Sampling,
+    TokenScore,
     Update,
 )
 
@@ -62,12 +69,15 @@ class _Live:
     """The one that reads, or has read, the first `read` bytes."""
     own_steps: list[dict[str, Any]] | None = None
     """What a fork plays; None: the script."""
+    logprobs: int | None = None
+    is_unscored: bool = False
+    """Whether the scores of its prompt are still to be told."""
 
 
 class ScriptedBackend:
     """Plays a script; deterministic, without a model."""
 
-    capabilities = frozenset({"cached_tokens", "fork"})
+    capabilities = frozenset({"cached_tokens", "fork", "logprobs", "scores", "schema"})
     max_sequences = 4
 
     def __init__(self) -> None:
@@ -80,6 +90,8 @@ class ScriptedBackend:
         self._fork_says: list[str] | None = None
         self._prefill_bytes, self._prefill_delay_s = PREFILL_BYTES_A_STEP, 0.0
         self._handles = 0
+        self.constrained: list[tuple[int, str, str]] = []
+        """Handle, schema and beginning of every answer that was to match one."""
 
     def load(self, settings: LoadSettings, control: Control, on_progress: Callable[[float], None]) -> ModelFacts:
         """Read the script. Errors: `ModelBroken` naming the line that is not what it should be."""
@@ -111,14 +123,36 @@ class ScriptedBackend:
             return [token % 256 for token in prompt.ids]
         return list("".join(run.text for run in prompt.runs).encode())
 
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """Return a byte for each. Errors: `UsageError` for ids that are none."""
+        return [bytes([token]) for token in known_ids(ids, 256)]
+
     def add(self, prompt: Prompt, sampling: Sampling | None) -> Handle:
         """Queue a prompt. Errors: `PromptTooLong`."""
         data, last = bytes(self.token_ids(prompt)), self._last
-        held = b"" if last is None else last.prompt if last.handle.id in self._live else last.prompt[: last.read]
+        held = (
+            b""
+            if last is None or prompt.scores_prompt
+            else last.prompt
+            if last.handle.id in self._live
+            else last.prompt[: last.read]
+        )
         live = self._last = self._begin(data, last, shared_prefix(data, held), reads_only=sampling is None)
+        live.logprobs, live.is_unscored = prompt.logprobs, prompt.scores_prompt
         if self._next >= len(self._steps):
             self._next = 0
         return live.handle
+
+    def check_schema(self, schema: str) -> None:
+        """Take a schema that is JSON. Errors: `UsageError`."""
+        try:
+            json.loads(schema)
+        except ValueError as error:
+            raise UsageError(f"the schema is no JSON: {error}", hint='{"type": "object"}') from error
+
+    def constrain(self, handle: Handle, schema: str, begun: str = "") -> None:
+        """Take note of it: what the script says is as it should be."""
+        self.constrained.append((handle.id, schema, begun))
 
     def fork(self, handle: Handle, text: str, sampling: Sampling) -> Handle | None:
         """Begin a sequence that says what the script has for forks. Errors: `PromptTooLong`."""
@@ -158,7 +192,7 @@ class ScriptedBackend:
             if update is not None:
                 updates.append(update)
                 live.ended = isinstance(update, Piece) and update.end is not None
-                live.ended |= live.is_read_only and live.read == len(live.prompt)
+                live.ended |= live.is_read_only and live.read == len(live.prompt) and not live.is_unscored
         return updates
 
     def inject(self, handle: Handle, text: str) -> None:
@@ -210,6 +244,9 @@ class ScriptedBackend:
                 return None
             live.read = min(len(live.prompt), live.read + self._prefill_bytes)
             return PromptProgress(handle=live.handle, done_tokens=live.read, total_tokens=len(live.prompt))
+        if live.is_unscored:
+            live.is_unscored = False
+            return PromptScores(handle=live.handle, scores=_prompt_scores(live.prompt, live.logprobs or 0))
         if live.injected:
             text = live.injected.pop(0)
             live.written += len(text.encode())
@@ -231,7 +268,8 @@ class ScriptedBackend:
             return Note(handle=live.handle, text=str(row["note"]))
         ids = tuple(row.get("ids", (0,)))
         live.written += 0 if row.get("end") else len(ids)
-        return Piece(handle=live.handle, text=row.get("text", ""), ids=ids, end=row.get("end"))
+        scores = () if live.logprobs is None else _scores(row, ids, live.logprobs)
+        return Piece(handle=live.handle, text=row.get("text", ""), ids=ids, scores=scores, end=row.get("end"))
 
     def _has_its_share(self, live: _Live) -> bool:
         """Tell whether what another one reads for this is read; take what there is when that one is gone."""
@@ -250,6 +288,29 @@ def _played(row: dict[str, Any]) -> list[dict[str, Any]]:
     if times is None:
         return [row]
     return [{**row, "text": row.get("text", "").replace("{n}", str(n))} for n in range(1, times + 1)]
+
+
+def _scores(row: dict[str, Any], ids: Sequence[int], most: int) -> tuple[TokenScore, ...]:
+    """Return what a step says of its tokens; the text is the first one's."""
+    top = tuple(
+        TokenScore(id=number, data=tuple(text.encode()), logprob=logprob)
+        for number, (text, logprob) in enumerate(row.get("top", ())[:most])
+    )
+    texts = [row.get("text", ""), *("" for _ in ids[1:])]
+    logprob = float(row.get("logprob", 0.0))
+    return tuple(
+        TokenScore(id=token, data=tuple(text.encode()), logprob=logprob, top=top)
+        for token, text in zip(ids, texts, strict=True)
+    )
+
+
+def _prompt_scores(prompt: bytes, most: int) -> tuple[TokenScore, ...]:
+    even = -math.log(256)
+    top = tuple(TokenScore(id=token, data=(token,), logprob=even) for token in range(most))
+    return tuple(
+        TokenScore(id=token, data=(token,), logprob=even if place else None, top=top if place else ())
+        for place, token in enumerate(prompt)
+    )
 
 
 def _wait(seconds: float, control: Control) -> bool:

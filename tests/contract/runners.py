@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -23,9 +25,13 @@ from slm_local.generation import (
     StreamEvent,
     ThinkDelta,
     ThinkMode,
+    TokenOrder,
+    Tokens,
 )
-from slm_local.worker import Worker
-from tests.loading import load_settings_for
+from slm_local.worker import Child, Threads, Worker
+from tests.llama_server import ALIAS, llama_server
+from tests.loading import THINK_TAGS, load_settings_for
+from tests.slm_server import slm_server
 
 
 class Runner(Protocol):
@@ -34,6 +40,8 @@ class Runner(Protocol):
     facts: ModelFacts
 
     def stream(self, request: GenerationRequest, control: Control) -> Iterator[StreamEvent]: ...
+
+    def tokens(self, order: TokenOrder) -> Tokens: ...
 
     def close(self) -> None: ...
 
@@ -48,36 +56,89 @@ class InProcess:
     def stream(self, request: GenerationRequest, control: Control) -> Iterator[StreamEvent]:
         return self.driver.run(request, control)
 
+    def tokens(self, order: TokenOrder) -> Tokens:
+        return self.driver.tokens(order)
+
     def close(self) -> None:
         self.driver.close()
 
 
 class InWorker:
-    """A child process."""
+    """A child process; threads of this one for an engine elsewhere."""
 
     def __init__(self, settings: LoadSettings, logs: Path) -> None:
-        self.worker = Worker(logs)
+        self.worker = Worker(Threads() if settings.backend == "openai" else Child(logs))
         self.facts = self.worker.load(settings, Control(), lambda waited, fraction: None)
 
     def stream(self, request: GenerationRequest, control: Control) -> Iterator[StreamEvent]:
         return self.worker.stream(request, control)
 
+    def tokens(self, order: TokenOrder) -> Tokens:
+        return self.worker.tokens(order)
+
     def close(self) -> None:
         self.worker.close()
+
+
+REMOTE_VARIABLE = "SLM_CONTRACT_REMOTE"
+"""Names a server of any kind, as `http://host/v1#model`, that the suite is to run against, too: docs/remote has one
+script that does."""
+
+
+class Elsewhere:
+    """A runner whose model a server of its own has."""
+
+    def __init__(self, settings: LoadSettings, folder: Path, *, is_worker: bool) -> None:
+        self._server = ExitStack()
+        url, name = os.environ.get(REMOTE_VARIABLE, ""), ALIAS
+        model, context = Path(settings.model_path), settings.context_tokens
+        if settings.remote_model == REMOTE_VARIABLE:
+            url, _, name = url.partition("#")
+        elif settings.remote_model == "slm":
+            url, name = self._server.enter_context(slm_server(model, folder / "home", context=context))
+        else:
+            url = self._server.enter_context(llama_server(model, context=context))
+        settings = replace(settings, model_path=url, remote_model=name)
+        self.inner: Runner = InWorker(settings, folder) if is_worker else InProcess(settings)
+        self.facts = self.inner.facts
+
+    def stream(self, request: GenerationRequest, control: Control) -> Iterator[StreamEvent]:
+        return self.inner.stream(request, control)
+
+    def tokens(self, order: TokenOrder) -> Tokens:
+        return self.inner.tokens(order)
+
+    def close(self) -> None:
+        self.inner.close()
+        self._server.close()
 
 
 CASES = (
     *("scripted", "scripted-worker", "llamacpp", "llamacpp-worker"),
     *("openvino", "openvino-worker", "openvino-tiny", "openvino-tiny-worker"),
+    *("openai-worker", "openai-slm-worker"),
+    *(["openai-remote-worker"] if os.environ.get(REMOTE_VARIABLE) else []),
 )
-"""A backend; `tiny`: with the embedded model in place of SmolLM2-135M; `worker`: in a process of its own."""
+"""A backend; `tiny`: with the embedded model in place of SmolLM2-135M; `worker`: in a process of its own, or, for a
+server elsewhere, in threads; `slm`: that server is `slm serve`, not llama-server."""
 
 
 def runner_for(case: str, model: Path, folder: Path, *, context: int) -> Runner:
     """Load a model as one of `CASES` says; `folder` is for logs and compiled models."""
     backend = case.partition("-")[0]
     settings = replace(load_settings_for(backend, model, context=context), cache_dir=str(folder / "compiled"))
-    return InWorker(settings, folder) if case.endswith("-worker") else InProcess(settings)
+    if "slm" in case:
+        settings = replace(settings, remote_model="slm")
+    elif "remote" in case:
+        settings = replace(settings, remote_model=REMOTE_VARIABLE, tags=THINK_TAGS)
+    return running(settings, folder, is_worker=case.endswith("-worker"))
+
+
+def running(settings: LoadSettings, folder: Path, *, is_worker: bool) -> Runner:
+    """Load a model in one of the ways; a server is begun where one is needed."""
+    if settings.backend == "openai":
+        return Elsewhere(settings, folder, is_worker=is_worker)
+    return InWorker(settings, folder) if is_worker else InProcess(settings)
 
 
 def ask(

@@ -58,7 +58,8 @@ def test_events_come_in_the_order_of_the_contract(runner: Runner) -> None:
 def test_the_deltas_join_to_the_reply(runner: Runner) -> None:
     heard = hear(runner, ask(QUESTION))
     assert heard.answer.rstrip() == heard.reply.answer.rstrip() != ""
-    assert heard.thinking == heard.reply.thinking == ""
+    assert heard.thinking.rstrip() == heard.reply.thinking.rstrip()
+    assert not heard.thinking or "chat" in runner.facts.capabilities  # a server's model may be one that thinks
 
 
 def test_every_token_is_counted_once(runner: Runner) -> None:
@@ -67,7 +68,9 @@ def test_every_token_is_counted_once(runner: Runner) -> None:
     assert heard.reply.finish == "length"
     assert (usage.think_tokens or 0) + (usage.answer_tokens or 0) == 13
     assert usage.prompt_tokens == heard.started.prompt_tokens
-    assert usage.injected_tokens == usage.tag_tokens == 0
+    is_told = "chat" not in runner.facts.capabilities or "counts" in runner.facts.capabilities
+    if is_told and heard.started.think_state != "open":  # room for the answer is made where a model thinks
+        assert usage.injected_tokens == usage.tag_tokens == 0
 
 
 def test_a_limit_of_tokens_that_falls_behind_the_end_changes_nothing(runner: Runner) -> None:
@@ -119,12 +122,16 @@ def test_the_common_start_of_a_conversation_is_not_read_twice(runner: Runner) ->
     if "cached_tokens" not in runner.facts.capabilities:
         assert second.started.cached_tokens is None  # declared, never faked
         return
-    assert second.started.cached_tokens is not None
-    assert second.started.cached_tokens >= first.started.prompt_tokens - 8
+    cached = second.started.cached_tokens
+    if "chat" in runner.facts.capabilities:  # a server says it once it has read the prompt
+        cached = second.reply.usage.cached_tokens
+    assert cached is not None
+    assert cached >= first.started.prompt_tokens - 8
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(runner: Runner) -> None:
-    with pytest.raises(PromptTooLong, match=r"the prompt has [\d,]+ tokens and the context holds 1,024"):
+    holds = f"{runner.facts.context_tokens:,}"
+    with pytest.raises(PromptTooLong, match=rf"the prompt has [\d,]+ tokens and the context holds {holds}"):
         hear(runner, ask("word " * 3000))
     assert hear(runner, ask(QUESTION, max_tokens=200)).reply.finish == "stop"
 
@@ -137,6 +144,9 @@ def test_raw_ids_are_neither_templated_nor_split(runner: Runner) -> None:
 
 
 def test_facts_name_the_context_and_the_template(runner: Runner) -> None:
+    if "chat" in runner.facts.capabilities:  # a server has its own
+        assert 0 < runner.facts.context_tokens <= 1024
+        return
     assert runner.facts.context_tokens == 1024
     assert runner.facts.chat_template
     assert runner.facts.control_texts

@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slm_local.backends.base import known_ids, prompt_too_long
+from slm_local.backends.base import known_ids, misbegun, prompt_too_long
 from slm_local.backends.llamacpp.batch import Batch, Share
 from slm_local.backends.llamacpp.library import AbortFlag, bindings, quiet_log
 from slm_local.backends.llamacpp.loading import (
     FORKS,
     PLACES,
     context_parameters,
+    idle_tokens,
     load_model,
     model_facts,
     open_context,
@@ -27,7 +28,10 @@ from slm_local.backends.llamacpp.loading import (
 )
 from slm_local.backends.llamacpp.prefill import ChunkTuner
 from slm_local.backends.llamacpp.sampling import sampler_chain
+from slm_local.backends.llamacpp.schemas import Schemas
+from slm_local.backends.llamacpp.scoring import logits_row, scored
 from slm_local.backends.llamacpp.sequences import KvCache, Slot
+from slm_local.backends.llamacpp.shelf import Shelf
 from slm_local.backends.llamacpp.speculation import Speculation, can_roll_back
 from slm_local.backends.llamacpp.state import Facts, facts_of, restore_state, save_state
 from slm_local.backends.llamacpp.threads import ThreadControl
@@ -35,6 +39,7 @@ from slm_local.backends.llamacpp.vocabulary import TokenText, Vocabulary
 from slm_local.errors import SlmError, UsageError
 from slm_local.generation import (
     Control,
+    Failed,
     Handle,
     LoadSettings,
     ModelFacts,
@@ -43,8 +48,10 @@ from slm_local.generation import (
     PieceEnd,
     Prompt,
     PromptProgress,
+    PromptScores,
     Sampling,
     StateMoved,
+    TokenScore,
     Update,
 )
 from slm_local.system import FreeCores
@@ -56,7 +63,7 @@ DECODE_ABORTED = 2
 class LlamaCppBackend:
     """One GGUF model in llama.cpp."""
 
-    capabilities = frozenset({"samples", "cached_tokens", "fork", "state", "threads"})
+    capabilities = frozenset({"samples", "cached_tokens", "fork", "state", "threads", "logprobs", "scores", "schema"})
 
     def __init__(self) -> None:
         self.max_sequences, self._forks = PLACES, FORKS
@@ -98,6 +105,7 @@ class LlamaCppBackend:
         lib, model = self._lib, self._model
         self._free_cores = FreeCores()
         self._vocabulary = Vocabulary(lib, model)
+        self._schemas = Schemas(self._vocabulary)
         self._abort = AbortFlag(lib)
         rolls_back = can_roll_back(lib, model)
         self.speculation = Speculation() if settings.speculation and rolls_back else None
@@ -105,12 +113,21 @@ class LlamaCppBackend:
         self.max_sequences, self._forks = sizes.places, sizes.forks
         parameters = context_parameters(lib, settings, sizes, self._abort)
         self._context = open_context(lib, model, parameters)
-        self._batch = Batch(lib, sizes.batch_rows)
+        self._batch = Batch(lib, sizes.batch_rows, sizes.outputs)
         self._threads = ThreadControl(settings.threads)
         self._chunks = ChunkTuner(settings.batch_tokens)
         cells, window = int(lib.llama_n_ctx(self._context)), int(lib.llama_model_n_swa(model))
         self._context_tokens = min(settings.context_tokens, cells)
-        self._cache = KvCache(lib, self._context, tokens=cells, sequences=sizes.sequences, window=window)
+        self._cache = KvCache(
+            lib,
+            self._context,
+            Shelf(lib, self._context, tokens=cells),
+            tokens=cells,
+            sequences=sizes.sequences,
+            window=window,
+            idle_tokens=idle_tokens(lib, model),
+            packs=rolls_back and window == 0,
+        )
         facts = model_facts(lib, model, self._vocabulary, self._context_tokens, self.capabilities)
         self._kv_types = f"{parameters.type_k} {parameters.type_v}"
         self._used_template = settings.template or facts.chat_template
@@ -126,7 +143,9 @@ class LlamaCppBackend:
         ids = self.token_ids(prompt)
         if not ids:
             raise UsageError("the prompt has no tokens", hint="give a prompt")
-        return self._begin(ids, sampling)
+        handle = self._begin(ids, sampling, anew=prompt.scores_prompt)
+        self._by_handle[handle.id].logprobs = prompt.logprobs
+        return handle
 
     def fork(self, handle: Handle, text: str, sampling: Sampling) -> Handle | None:
         """Begin a sequence that goes on from all that another holds and has queued, and from `text` behind it.
@@ -144,18 +163,18 @@ class LlamaCppBackend:
             self._by_handle[fork.id].text = parent.text.copy()
         return fork
 
-    def _begin(self, ids: list[int], sampling: Sampling | None, *, is_fork: bool = False) -> Handle:
+    def _begin(self, ids: list[int], sampling: Sampling | None, *, is_fork: bool = False, anew: bool = False) -> Handle:
         if len(ids) >= self._context_tokens:
             longest = int(self._lib.llama_model_n_ctx_train(self._model))
             raise prompt_too_long(len(ids), self._context_tokens, longest)
-        whole = self._cache.idle_with(ids) if sampling is None else None
-        slot = whole or self._cache.take(ids)
+        whole = self._cache.idle_with(ids) if sampling is None and not anew else None
+        slot = whole or self._cache.take(ids, anew=anew)
         self._handles += 1
         cached = max(slot.goal, len(slot.cells))
         slot.handle = Handle(id=self._handles, prompt_tokens=len(ids), cached_tokens=cached)
         slot.is_read_only = sampling is None
         slot.chain = None if sampling is None else sampler_chain(self._lib, sampling, self._vocabulary.size, ids)
-        slot.text = TokenText()
+        slot.text, slot.logprobs, slot.matcher = TokenText(), None, None
         slot.injected, slot.has_ended, slot.is_fork = [], whole is not None, is_fork
         # not for a seed: the shape of steps, and so ties, depend on the clock
         if self.speculation is not None and sampling is not None and sampling.seed is None and not is_fork:
@@ -169,6 +188,10 @@ class LlamaCppBackend:
             return known_ids(prompt.ids, self._vocabulary.size)
         tokenize = self._vocabulary.tokenize
         return [token for run in prompt.runs for token in tokenize(run.text, parse_control=run.allows_control)]
+
+    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """Return the text of each token. Errors: `UsageError` for ids that the vocabulary lacks."""
+        return [self._vocabulary.piece(token) for token in known_ids(ids, self._vocabulary.size)]
 
     def inject(self, handle: Handle, text: str) -> None:
         """Queue `text` behind the token sampled last, an end token aside; its tokens count for the penalties."""
@@ -184,6 +207,17 @@ class LlamaCppBackend:
             slot.injected.append(Piece(handle=handle, text=shown, ids=(token,), injected=True))
             self._queue(slot, token)
 
+    def check_schema(self, schema: str) -> None:
+        """Compile a schema. Errors: `UsageError`, `EngineMissing`."""
+        self._schemas.check(schema)
+
+    def constrain(self, handle: Handle, schema: str, begun: str = "") -> None:
+        """Have what is sampled from now on match a schema; drafts are looked at like everything else."""
+        matcher = self._schemas.matcher(schema)
+        if not matcher.begins_with(self._vocabulary.tokenize(begun, parse_control=False)):
+            raise misbegun(begun)
+        self._by_handle[handle.id].matcher = matcher
+
     def token_count(self, text: str) -> int:
         """Return how many tokens `inject` makes of a text."""
         return len(self._vocabulary.tokenize(text, parse_control=True))
@@ -197,7 +231,7 @@ class LlamaCppBackend:
         if slot.chain is not None:
             self._lib.llama_sampler_free(slot.chain)
         self._cache.stop_waiting(slot)
-        slot.handle = slot.chain = slot.source = None
+        slot.handle = slot.chain = slot.source = slot.prompt_scores = slot.matcher = None
         slot.queue = []
         slot.prompt_left, slot.prompt_tokens = 0, min(slot.prompt_tokens, len(slot.cells))
         slot.is_parked = False
@@ -245,6 +279,7 @@ class LlamaCppBackend:
         """
         updates: list[Update] = [self._ended(slot, "", (), "context") for slot in self._too_long()]
         self._cache.resume()
+        self._cache.pack()
         live = self._cache.live()
         if not live or not self._arm(control):
             return updates
@@ -331,11 +366,15 @@ class LlamaCppBackend:
         updates: list[Update] = []
         for share in shares:
             slot = share.slot
+            self._score_prompt(share)
             slot.cells.extend(slot.queue[: share.taken])
             del slot.queue[: share.taken]
             if slot.prompt_left:
                 slot.prompt_left = max(0, slot.prompt_left - share.taken)
                 updates.append(self._progress(slot))
+            if slot.prompt_scores is not None and not slot.prompt_left:
+                updates.append(PromptScores(handle=slot.handle, scores=tuple(slot.prompt_scores)))
+                slot.prompt_scores = None
             slot.has_ended = slot.is_read_only and not slot.queue
             if share.row >= 0:
                 updates += slot.injected
@@ -343,18 +382,52 @@ class LlamaCppBackend:
                 updates.append(self._sample(slot, share.row))
         return updates
 
-    def _confirm(self, slot: Slot) -> Piece:
+    def _score_prompt(self, share: Share) -> None:
+        """Score the tokens of a prompt that follow those just decoded; what is read a second time was scored."""
+        slot = share.slot
+        scores, begin = slot.prompt_scores, len(slot.cells)
+        if scores is None:
+            return
+        if not scores:
+            scores.append(TokenScore(id=slot.queue[0], data=tuple(self._vocabulary.piece(slot.queue[0])), logprob=None))
+        for index in range(len(scores) - 1 - begin, min(share.taken, slot.prompt_left - 1)):
+            token = slot.queue[index + 1]
+            logits = self._logits(share.first_row + index)
+            scores.append(scored(logits, token, slot.logprobs or 0, self._vocabulary.piece))
+
+    def _logits(self, row: int) -> Any:
+        return logits_row(self._lib, self._context, row, self._vocabulary.size)
+
+    def _drawn(self, slot: Slot, row: int) -> tuple[int, tuple[TokenScore, ...]]:
+        """Sample a row's token, of those that may come; score it, if that is wanted, by what the model itself said."""
+        begun = time.perf_counter()
+        said = self._logits(row).copy() if slot.logprobs is not None else None
+        if slot.matcher is not None:
+            slot.matcher.allow(self._logits(row))
+        token = int(self._lib.llama_sampler_sample(slot.chain, self._context, row))
+        if slot.matcher is not None:
+            slot.matcher.take(token)
+        self.sample_s += time.perf_counter() - begun
+        if said is None or slot.logprobs is None:
+            return token, ()
+        return token, (scored(said, token, slot.logprobs, self._vocabulary.piece),)
+
+    def _confirm(self, slot: Slot) -> Piece | Failed:
         """Hand out the token behind a drafted one that was what the model wrote."""
         slot.cells.append(slot.queue.pop())
         del slot.ahead[0]
         return self._sample(slot, slot.row + 1)
 
-    def _sample(self, slot: Slot, row: int) -> Piece:
+    def _sample(self, slot: Slot, row: int) -> Piece | Failed:
         """Sample a row's token; where it is not the one drafted for it, the rest of the draft is cut off."""
-        begun = time.perf_counter()
-        token = self._lib.llama_sampler_sample(slot.chain, self._context, row)
-        self.sample_s += time.perf_counter() - begun
-        piece = self._taken(slot, token)
+        assert slot.handle is not None
+        try:
+            token, scores = self._drawn(slot, row)
+        except SlmError as error:
+            slot.has_ended = True
+            self._take_back(slot)
+            return Failed(handle=slot.handle, record=error.record())
+        piece = replace(self._taken(slot, token), scores=scores)
         if not slot.ahead or self.speculation is None:
             return piece
         drafted, is_kept = len(slot.ahead) if row == 0 else 0, token == slot.ahead[0]

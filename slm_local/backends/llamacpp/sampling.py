@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +51,7 @@ def sampler_chain(library: Any, sampling: Sampling, vocabulary_size: int, prompt
         add(lib.llama_sampler_init_top_p(sampling.top_p, 1))
     if sampling.min_p > 0.0:
         add(lib.llama_sampler_init_min_p(sampling.min_p, 1))
-    seed = secrets.randbits(32) if sampling.seed is None else sampling.seed % 2**32
+    seed = int.from_bytes(os.urandom(4), "little") if sampling.seed is None else sampling.seed % 2**32
     add(lib.llama_sampler_init_dist(seed))
     return chain
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slm_local.backends.base import shared_prefix
+from slm_local.backends.llamacpp.schemas import Matcher
+from slm_local.backends.llamacpp.shelf import Shelf
 from slm_local.backends.llamacpp.vocabulary import TokenText
-from slm_local.generation import Handle, Piece
+from slm_local.generation import Handle, Piece, TokenScore
 
 WORTH_WAITING_TOKENS = 32
 """Waiting for what another sequence reads pays from so many tokens on: a decode of fewer takes about as long as one of
@@ -19,9 +21,9 @@ SMALL_LOSS_TOKENS = 16
 before an answer, and takes away from the history, is less."""
 
 
-IDLE_TOKENS = 8192
-"""An idle sequence is given up once so many tokens were computed beside it: each of them looks at all cells, and to
-read one anew costs about as much as having it in the way of 6,000 tokens (a 135M model) or more."""
+TILED_ROWS, TILED_COST = 64, 7
+"""From so many rows on, llama.cpp's flash attention computes cells that are masked, too: a token then pays about so
+much more for an idle sequence's cells (135M: 2.3 us a cell, and 0.3 in a step of few rows)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +54,12 @@ class Slot:
     last_used: int = 0
     """When a prompt began or ended to use it, on a clock that goes on with every token computed."""
     is_fork: bool = False
+    logprobs: int | None = None
+    """So many of the likeliest tokens are told for each that is sampled; None: nothing."""
+    matcher: Matcher | None = None
+    """What all that is sampled has to match; None: nothing."""
+    prompt_scores: list[TokenScore] | None = None
+    """Those of the prompt's first tokens, until all were told; None: they are not wanted, and cells may be shared."""
     donor: Slot | None = None
     """The sequence that is reading what this one waits for."""
     donor_id: int = 0
@@ -64,6 +72,12 @@ class Slot:
     """Whether it gave up its cells for others: all that it held is queued, and read again when there is room."""
 
 
+PACK_STEPS = 64
+"""So often the cells of sequences that are decoded side by side are brought together: they come to lie in turns, one of
+each, where attention over those of one takes longer (8 sequences of 300 tokens of a 135M: 0.82 of the time a step once
+they are packed). The copy takes less than a hundredth of the steps."""
+
+
 class KvCache:
     """A unified KV cache of `tokens` cells shared by several sequences, with a ledger of what it holds.
 
@@ -73,11 +87,31 @@ class KvCache:
     smallest and largest position still kept.
     """
 
-    def __init__(self, library: Any, context: Any, *, tokens: int, sequences: int, window: int) -> None:
+    def __init__(
+        self,
+        library: Any,
+        context: Any,
+        shelf: Shelf,
+        *,
+        tokens: int,
+        sequences: int,
+        window: int,
+        idle_tokens: int,
+        packs: bool = False,
+    ) -> None:
+        """Begin empty; an idle sequence that the shelf has no room for is given up after `idle_tokens` beside it.
+
+        `packs`: cells of one sequence are brought together, which a recurrent state has no use for.
+        """
+        self._packs = packs
         self._lib = library
+        self.shelf = shelf
+        self._idle_tokens = idle_tokens
         self._memory = library.llama_get_memory(context)
         self._window = window
         self._clock = 0
+        self._mixed_steps = 0
+        """Steps since the last packing that several sequences were in."""
         self.tokens = tokens
         self.slots = [Slot(sequence=i) for i in range(sequences)]
         self._common = [[0] * sequences for _ in range(sequences)]
@@ -89,23 +123,31 @@ class KvCache:
 
     # ---- finding a place
 
-    def take(self, prompt: Sequence[int]) -> Slot:
+    def take(self, prompt: Sequence[int], *, anew: bool = False) -> Slot:
         """Return a free slot whose `cells` and `queue` are the prompt; it holds, or waits for, what others share.
 
         It is the slot of the conversation that the prompt continues, if no other shares more; else one never used,
-        else the one used longest ago. At least the prompt's last token is left to decode, for its logits. Raises
-        ValueError when no slot is free.
+        else the one used longest ago. At least the prompt's last token is left to decode, for its logits; all of it
+        with `anew`. The other idle ones are put on the shelf. Raises ValueError when no slot is free.
         """
-        shared = {slot: shared_prefix(slot.cells, prompt) for slot in self.slots}
+        if not anew:
+            self.bring_back(prompt)
+        shared = {slot: 0 if anew else shared_prefix(slot.cells, prompt) for slot in self.slots}
         free = [slot for slot in self.slots if slot.handle is None]
         most = max(shared.values())
         heirs = [s for s in free if shared[s] == most and s.prompt_tokens - most <= SMALL_LOSS_TOKENS] if most else []
         slot = min(heirs or free, key=lambda s: (len(s.cells) if heirs else len(s.cells) > 0, s.last_used))
+        if not heirs:
+            self._shelve(slot)
         keep = self.cut(slot, min(shared[slot], len(prompt) - 1))
         self.use(slot)
         slot.queue = list(prompt[keep:])
         slot.prompt_left, slot.prompt_tokens = len(slot.queue), len(prompt)
+        slot.prompt_scores = [] if anew else None
         self._share(slot)
+        for other in self._idle(spare=slot):
+            if self._shelve(other):
+                self.cut(other, 0)
         self.make_room(len(prompt) - max(slot.goal, len(slot.cells)), spare=slot)
         return slot
 
@@ -126,6 +168,8 @@ class KvCache:
 
     def _share(self, slot: Slot) -> None:
         """Copy the longest beginning that a sequence holds; rather wait where one added earlier reads a longer one."""
+        if slot.prompt_scores is not None:
+            return
         whole = slot.cells + slot.queue
         others = [other for other in self.slots if other is not slot]
         readers = [other for other in others if other.last_used < slot.last_used and self._is_reading(other)]
@@ -171,16 +215,21 @@ class KvCache:
     def park(self, slot: Slot) -> None:
         """Have a sequence give up its cells until others ended."""
         self.stop_waiting(slot)
+        self._shelve(slot)
+        self._requeue(slot)
+        slot.is_parked = True
+
+    def _requeue(self, slot: Slot) -> None:
+        """Empty a slot whose sequence goes on: all that it held is to be read anew."""
         slot.queue[:0] = slot.cells
         if slot.prompt_left:
             slot.prompt_left = slot.prompt_tokens
         self.cut(slot, 0)
-        slot.is_parked = True
 
     def resume(self) -> None:
         """Let parked sequences go on, oldest first, where there is room for twice what they held, or nobody else runs.
 
-        With less room the next one would soon be parked again, and reading costs most.
+        With less room the next one would soon be parked again, and reading costs most, where the shelf was full.
         """
         for slot in sorted((slot for slot in self.slots if slot.is_parked), key=lambda s: s.last_used):
             live = self.live()
@@ -188,10 +237,74 @@ class KvCache:
             if live and room < 2 * len(slot.queue):
                 return
             slot.is_parked, prompt_left = False, slot.prompt_left
+            self.bring_back(slot.queue)
             self._share(slot)
             self.stop_waiting(slot)
             slot.prompt_left = min(slot.prompt_left, prompt_left)
             self.make_room(len(slot.queue), spare=slot)
+
+    # ---- the shelf
+
+    def bring_back(self, prompt: Sequence[int]) -> None:
+        """Copy into an idle slot what the shelf holds of a prompt, where that is more than the cache does."""
+        shelved = self.shelf.longest(prompt)
+        if shelved is None:
+            return
+        shared = shared_prefix(shelved.cells, prompt)
+        gain = shared - max(shared_prefix(slot.cells, prompt) for slot in self.slots)
+        if gain < WORTH_WAITING_TOKENS and not 0 < gain == len(prompt) - 1:
+            return
+        slot = self.emptied(len(shelved.cells))
+        if slot is None:
+            return
+        slot.cells, slot.prompt_tokens = list(shelved.cells), shelved.prompt_tokens
+        if not self.shelf.copy_into(slot.sequence, shelved) or not self.holds(slot):
+            self.shelf.drop(shelved)
+            self.cut(slot, 0)
+        elif shelved.prompt_tokens - shared <= SMALL_LOSS_TOKENS:
+            self.shelf.drop(shelved)  # its conversation goes on
+        else:
+            slot.prompt_tokens = self.cut(slot, shared)
+
+    def _shelve(self, slot: Slot) -> bool:
+        """Copy a slot's state to the shelf, if that holds more than others do; return whether it is there."""
+        own = len(slot.cells) - max(self._common[slot.sequence])
+        if own < WORTH_WAITING_TOKENS or 2 * own < len(slot.cells):
+            return False
+        return self.shelf.put(slot.sequence, slot.cells, slot.prompt_tokens)
+
+    def _give_up(self, slot: Slot) -> None:
+        """Empty an idle slot; the shelf has what it held, if there is memory for it."""
+        self._shelve(slot)
+        self.cut(slot, 0)
+
+    def _idle(self, *, spare: Slot | None = None) -> list[Slot]:
+        """Return the idle slots with cells, least recently used first."""
+        idle = [slot for slot in self.slots if slot.handle is None and slot.cells and slot is not spare]
+        return sorted(idle, key=lambda slot: slot.last_used)
+
+    def pack(self) -> None:
+        """Bring the cells of each sequence together where several were decoded side by side for long; between steps.
+
+        What sequences share is copied to each: where that is much, or there is no memory for it, they stay as they are.
+        """
+        if not self._packs or self._mixed_steps < PACK_STEPS or any(slot.ahead for slot in self.slots):
+            return
+        self._mixed_steps = 0
+        held = [slot for slot in self.slots if slot.cells]
+        total = sum(len(slot.cells) for slot in held)
+        if len(held) < 2 or total > min(self.tokens, self._held(held) * 5 // 4):
+            return
+        refused = self.shelf.repack(self._memory, [slot.sequence for slot in held])
+        if refused is None:
+            return
+        for slot in held:
+            for other in held:
+                self._set_common(slot.sequence, other.sequence, 0)
+            if slot.sequence in refused and slot.handle is not None:
+                self._requeue(slot)
+            elif slot.sequence in refused:
+                self.cut(slot, 0)
 
     # ---- giving up cells
 
@@ -201,11 +314,16 @@ class KvCache:
         slot.last_used = self._clock
 
     def computed(self, tokens: int) -> None:
-        """Take note of tokens that were computed; empty the slots that lay idle beside too many."""
-        self._clock += tokens
-        for slot in self.slots:
-            if slot.handle is None and slot.cells and self._clock - slot.last_used > IDLE_TOKENS:
-                self.cut(slot, 0)
+        """Take note of tokens that were computed in a step; empty the slots that lay idle beside too many.
+
+        Each token looks at all cells: an idle sequence is given up once it was as long in the way as reading it anew
+        takes (ski rental).
+        """
+        self._clock += tokens * (TILED_COST if tokens >= TILED_ROWS else 1)
+        self._mixed_steps += 1 < tokens < TILED_ROWS
+        for slot in self._idle():
+            if self._clock - slot.last_used > self._idle_tokens:
+                self._give_up(slot)
 
     def idle_with(self, prompt: Sequence[int]) -> Slot | None:
         """Return the idle slot that holds exactly a prompt, None where none does."""
@@ -221,7 +339,7 @@ class KvCache:
         if not idle:
             return None
         slot = min(idle, key=lambda s: (bool(s.cells), s.last_used))
-        self.cut(slot, 0)
+        self._give_up(slot)
         self.use(slot)
         return slot if self.make_room(cells, spare=slot) else None
 
@@ -241,17 +359,17 @@ class KvCache:
 
     def make_room(self, cells: int, *, spare: Slot | None = None) -> bool:
         """Empty idle slots, least recently used first, until `cells` cells are free; return whether they are."""
-        idle = sorted((s for s in self.slots if s.handle is None and s is not spare), key=lambda s: s.last_used)
+        idle = self._idle(spare=spare)
         while self.free_cells() < cells and idle:
-            self.cut(idle.pop(0), 0)
+            self._give_up(idle.pop(0))
         return self.free_cells() >= cells
 
     def empty_one(self) -> bool:
         """Empty the idle slot used longest ago; return False when there is none with cells."""
-        idle = [slot for slot in self.slots if slot.handle is None and slot.cells]
+        idle = self._idle()
         if not idle:
             return False
-        self.cut(min(idle, key=lambda s: s.last_used), 0)
+        self._give_up(idle[0])
         return True
 
     def free_cells(self) -> int:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,6 +50,8 @@ def facts_of(model: str, kv: str, template: str | None) -> Facts:
 
 
 def _build() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # takes as long as the rest of this package
+
     try:
         return version("llama-cpp-python")
     except PackageNotFoundError:  # built by hand: every build is a file of its own
@@ -61,6 +62,7 @@ def save_state(
     library: Any, context: Any, cache: KvCache, ids: Sequence[int], path: Path, facts: Facts, *, most_bytes: int
 ) -> StateMoved:
     """Write the state of the longest beginning of `ids` that an idle sequence holds; what it holds more is dropped."""
+    cache.bring_back(ids)
     slot = max((each for each in cache.slots if each.handle is None), key=lambda s: shared_prefix(s.cells, ids))
     shared = shared_prefix(slot.cells, ids)
     kept = cache.cut(slot, shared) if shared else 0
@@ -87,6 +89,7 @@ def restore_state(library: Any, context: Any, cache: KvCache, path: Path, facts:
         ids = sealed_ids(path, facts)
     except (OSError, Refused) as error:
         return StateMoved(tokens=0, note=str(error), is_refused=isinstance(error, Refused))
+    cache.bring_back(ids)
     if any(slot.cells[: len(ids)] == ids for slot in cache.slots):
         return StateMoved(tokens=len(ids), note="held already")
     slot = cache.emptied(len(ids))

@@ -49,9 +49,19 @@ class Vocabulary:
         """Return the texts of all tokens that llama.cpp finds in a text whole: control, user-defined and unknown."""
         lib = self._lib
         wanted = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-        attributes, vocab = self._lib.llama_vocab_get_attr, self._vocab
-        found = [token for token in range(self.size) if attributes(vocab, token) & wanted]
-        return tuple(text for token in found if (text := self.piece(token).decode("utf-8", "replace")))
+        return tuple(text for token in self._tokens_with(wanted) if (text := self.text_of(token)))
+
+    def control_tokens(self) -> list[int]:
+        """Return the control tokens, which are no text."""
+        return self._tokens_with(self._lib.LLAMA_TOKEN_ATTR_CONTROL)
+
+    def end_tokens(self) -> list[int]:
+        """Return every token that ends generation."""
+        return [token for token in range(self.size) if self.is_end(token)]
+
+    def _tokens_with(self, attributes: int) -> list[int]:
+        attributes_of, vocab = self._lib.llama_vocab_get_attr, self._vocab
+        return [token for token in range(self.size) if attributes_of(vocab, token) & attributes]
 
     def text_of(self, token: int) -> str:
         """Return a single token's text; empty for no token (-1)."""
@@ -66,6 +76,11 @@ class Vocabulary:
     def eos(self) -> int:
         """Return the EOS token's id, or -1."""
         return int(self._lib.llama_vocab_eos(self._vocab))
+
+    @property
+    def pad(self) -> int:
+        """Return the padding token's id, or -1."""
+        return int(self._lib.llama_vocab_pad(self._vocab))
 
     @property
     def adds_bos(self) -> bool:

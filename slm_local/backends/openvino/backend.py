@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Series
 from dataclasses import dataclass, field
 from typing import Any
 
-from slm_local.backends.base import known_ids, prompt_too_long, shared_prefix
+from slm_local.backends.base import known_ids, misbegun, prompt_too_long, shared_prefix
 from slm_local.backends.llamacpp.vocabulary import TokenText
+from slm_local.backends.openvino.grammar import grammar_of
 from slm_local.backends.openvino.library import genai, reason_of
 from slm_local.backends.openvino.loading import WARM_UP_TOKENS, load_model
 from slm_local.backends.openvino.pipelines import Output
@@ -57,6 +59,8 @@ class Sequence:
     has_ended: bool = False
     """Whether it came to an end and waits to be removed, or continued by an injection."""
     is_fork: bool = False
+    grammar: str | None = None
+    """What all that is generated has to match; None: nothing."""
     text: TokenText = field(default_factory=TokenText)
     injected: list[Piece] = field(default_factory=list)
     """What an injection will show once its tokens, the last of `ids`, are read."""
@@ -133,6 +137,10 @@ class OpenVinoBackend:
             return [token for run in prompt.runs for token in tokenize(run.text, parse_control=run.allows_control)]
         return known_ids(prompt.ids, self._words.size)
 
+    def token_bytes(self, ids: Series[int]) -> list[bytes]:
+        """Return the text of each token. Errors: `UsageError` for ids that the vocabulary lacks."""
+        return [self._words.piece(token) for token in known_ids(ids, self._words.size)]
+
     def inject(self, handle: Handle, text: str) -> None:
         """End the request and go on with another: prompt, what was generated, and `text`.
 
@@ -149,6 +157,19 @@ class OpenVinoBackend:
             shown = sequence.text.feed(self._words.piece(token))
             sequence.injected.append(Piece(handle=handle, text=shown, ids=(token,), injected=True))
         sequence.seed = (sequence.seed + 1) % 2**32  # the same draws over again would be no draws
+
+    def check_schema(self, schema: str) -> None:
+        """Make a grammar of a schema. Errors: `UsageError`."""
+        grammar_of(schema)
+
+    def constrain(self, handle: Handle, schema: str, begun: str = "") -> None:
+        """End the request and go on with another, of which all that is generated matches a schema."""
+        if begun:
+            raise misbegun(begun)
+        sequence = self._live[handle.id]
+        self._halt(sequence)
+        sequence.grammar = grammar_of(schema)
+        sequence.seed = (sequence.seed + 1) % 2**32
 
     def token_count(self, text: str) -> int:
         """Return how many tokens `inject` makes of a text."""
@@ -230,7 +251,10 @@ class OpenVinoBackend:
             sequence.chunk_end = end
             config = self._config({"do_sample": False}, 0, most_tokens=1)
         else:
-            config = self._config(sequence.fields, sequence.seed, most_tokens=self._context_tokens + 1 - end)
+            fields = dict(sequence.fields)
+            if sequence.grammar is not None:
+                fields["structured_output_config"] = genai().StructuredOutputConfig(grammar=sequence.grammar)
+            config = self._config(fields, sequence.seed, most_tokens=self._context_tokens + 1 - end)
         sequence.request = self._pipeline.start(sequence.ids[:end], config)
         return end - known
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from slm_local.backends.llamacpp.loading import known_id
 from slm_local.backends.openvino.cache import blobs, open_cache
 from slm_local.backends.openvino.library import Report, check_device, genai, openvino, refuse_load, reported
 from slm_local.backends.openvino.model import Source, open_source
@@ -71,7 +72,8 @@ def _compiled(
     mended = mended_folder(source.header, folder) if source.header is not None else None
     _go_on(control)
     with reported() as report:
-        pipeline = make_pipeline(settings, mended or Path(settings.model_path), properties_for(settings, folder))
+        model, properties = mended or Path(settings.model_path), properties_for(settings, folder)
+        pipeline = make_pipeline(settings, model, properties, source.words.tokenizer)
     if mended is None:
         return pipeline, report, ()
     return pipeline, report, (f"the file's RoPE factors, which OpenVINO's reader leaves out, are in a copy: {mended}",)
@@ -114,19 +116,24 @@ def _facts(source: Source, settings: LoadSettings, pipeline: Pipeline, notes: tu
         bos_text=words.bos_text,
         eos_text=words.eos_text,
         adds_bos=source.adds_bos,
+        bos_id=known_id(words.bos),
+        eos_id=known_id(words.eos),
+        pad_id=known_id(words.pad),
+        pad_text=words.pad_text,
         control_texts=words.control_texts(),
-        capabilities=tuple(sorted(capabilities(settings, pipeline))),
+        capabilities=tuple(sorted(capabilities(settings, pipeline, words))),
         notes=notes,
     )
 
 
-def capabilities(settings: LoadSettings, pipeline: Pipeline) -> frozenset[str]:
+def capabilities(settings: LoadSettings, pipeline: Pipeline, words: Words) -> frozenset[str]:
     """Return what this way of running can do; `cached_tokens` is never among it: the runtime does not tell.
 
     "rereads" is what it must do: read everything again to go on after an injection.
     """
     found = {"samples"} if pipeline.sequences > 1 else set()
     found |= {"fork"} if pipeline.forks else set()
+    found |= {"schema"} if pipeline.sequences > 1 and words.tokenizer is not None else set()
     found |= set() if pipeline.keeps_prefixes else {"rereads"}
     return frozenset(found | ({"threads"} if settings.device == "cpu" else set()))
 

@@ -76,8 +76,11 @@ class Batched:
     keeps_prefixes = True
 
     @kept_signal_stack()
-    def __init__(self, settings: LoadSettings, model: Path, properties: dict[str, Any]) -> None:
-        """Compile the model; blocks. Errors: what the runtime raises."""
+    def __init__(self, settings: LoadSettings, model: Path, properties: dict[str, Any], tokenizer: Any) -> None:
+        """Compile the model; blocks. `tokenizer` None: it may not be held to any grammar.
+
+        Errors: what the runtime raises.
+        """
         module = genai()
         device = settings.device.upper()
         scheduler = module.SchedulerConfig()
@@ -87,8 +90,8 @@ class Batched:
         scheduler.max_num_batched_tokens = settings.batch_tokens + SEQUENCES + FORKS
         blocks = math.ceil(settings.context_tokens / BLOCK_TOKENS.get(device, 16))
         scheduler.num_kv_blocks = blocks + SEQUENCES + FORKS  # each sequence ends in a block that is not full
-        tokenizer = module.Tokenizer(str(IDLE_TOKENIZER))
-        self._pipeline = module.ContinuousBatchingPipeline(str(model), tokenizer, scheduler, device, **properties)
+        words = tokenizer or module.Tokenizer(str(IDLE_TOKENIZER))
+        self._pipeline = module.ContinuousBatchingPipeline(str(model), words, scheduler, device, **properties)
         self._handles: dict[int, Any] = {}
         self._has_stopped = False
         """Whether a request was stopped since the last step."""
@@ -250,8 +253,8 @@ def properties_for(settings: LoadSettings, folder: Path | None) -> dict[str, Any
     return found
 
 
-def make_pipeline(settings: LoadSettings, model: Path, properties: dict[str, Any]) -> Pipeline:
-    """Compile the model for its device, in the pipeline that the device has."""
+def make_pipeline(settings: LoadSettings, model: Path, properties: dict[str, Any], tokenizer: Any) -> Pipeline:
+    """Compile the model for its device, in the pipeline that the device has; `tokenizer` as for `Batched`."""
     if settings.device.partition(".")[0] == "npu":
         return Single(settings, model, properties)
-    return Batched(settings, model, properties)
+    return Batched(settings, model, properties, tokenizer)

@@ -23,6 +23,8 @@ class Words(Protocol):
     """One model's vocabulary."""
 
     size: int
+    tokenizer: Any
+    """OpenVINO's own, which grammars need; None where there is none."""
 
     def tokenize(self, text: str, *, parse_control: bool) -> list[int]:
         """Return the token ids of `text`, without BOS; control tokens' texts count only with `parse_control`."""
@@ -41,6 +43,21 @@ class Words(Protocol):
         ...
 
     @property
+    def bos(self) -> int:
+        """Return the BOS token's id, or -1."""
+        ...
+
+    @property
+    def eos(self) -> int:
+        """Return the EOS token's id, or -1."""
+        ...
+
+    @property
+    def pad(self) -> int:
+        """Return the padding token's id, or -1."""
+        ...
+
+    @property
     def bos_text(self) -> str:
         """Return the BOS token's text, empty where there is none."""
         ...
@@ -48,6 +65,11 @@ class Words(Protocol):
     @property
     def eos_text(self) -> str:
         """Return the EOS token's text, empty where there is none."""
+        ...
+
+    @property
+    def pad_text(self) -> str:
+        """Return the padding token's text, empty where there is none."""
         ...
 
     @property
@@ -68,7 +90,7 @@ class Words(Protocol):
 class GgufWords(Vocabulary):
     """The vocabulary of a GGUF file, tokenized by llama.cpp exactly as when llama.cpp runs the model."""
 
-    own_template = None
+    own_template = tokenizer = None
 
     def __init__(self, path: Path) -> None:
         """Load the vocabulary only. Errors: `EngineMissing` without llama.cpp, `ModelBroken`."""
@@ -89,7 +111,7 @@ class GgufWords(Vocabulary):
 
     def end_ids(self) -> frozenset[int]:
         """Return every token that llama.cpp ends generation at."""
-        return frozenset(token for token in range(self.size) if self.is_end(token))
+        return frozenset(self.end_tokens())
 
     @property
     def bos_text(self) -> str:
@@ -100,6 +122,11 @@ class GgufWords(Vocabulary):
     def eos_text(self) -> str:
         """Return the EOS token's text, empty where there is none."""
         return self.text_of(self.eos)
+
+    @property
+    def pad_text(self) -> str:
+        """Return the padding token's text, empty where there is none."""
+        return self.text_of(self.pad)
 
     def close(self) -> None:
         """Free the vocabulary."""
@@ -159,6 +186,21 @@ class IrWords:
         return self._control
 
     @property
+    def bos(self) -> int:
+        """Return the BOS token's id, or -1."""
+        return int(self.tokenizer.get_bos_token_id())
+
+    @property
+    def eos(self) -> int:
+        """Return the EOS token's id, or -1."""
+        return int(self.tokenizer.get_eos_token_id())
+
+    @property
+    def pad(self) -> int:
+        """Return the padding token's id, or -1."""
+        return int(self.tokenizer.get_pad_token_id())
+
+    @property
     def bos_text(self) -> str:
         """Return the BOS token's text, empty where there is none."""
         return str(self.tokenizer.get_bos_token())
@@ -167,6 +209,11 @@ class IrWords:
     def eos_text(self) -> str:
         """Return the EOS token's text, empty where there is none."""
         return str(self.tokenizer.get_eos_token())
+
+    @property
+    def pad_text(self) -> str:
+        """Return the padding token's text, empty where there is none."""
+        return str(self.tokenizer.get_pad_token())
 
     @property
     def adds_bos(self) -> bool:
