@@ -30,7 +30,7 @@ from slm_local.generation import (
     StreamEvent,
     ThinkDelta,
 )
-from slm_local.worker import Worker, ahead
+from slm_local.worker import Child, Worker, ahead, channels
 from slm_local.worker.ahead import Likely
 from slm_local.worker.wire import from_line, to_line
 from tests.conftest import ScriptWriter
@@ -41,7 +41,7 @@ from tests.loading import THINK_TAGS, load_settings_for
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
 
-def wait_until(is_so: Callable[[], bool], *, within_s: float = 20.0) -> None:
+def wait_until(is_so: Callable[[], bool], *, within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not is_so():
         assert time.monotonic() < deadline, "it did not come about"
@@ -53,7 +53,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[[Path], Worker]]:
     made: list[Worker] = []
 
     def open_script(path: Path) -> Worker:
-        made.append(Worker(tmp_path))
+        made.append(Worker(Child(tmp_path)))
         settings = load_settings_for("scripted", path, context=4096, tags=THINK_TAGS)
         made[-1].load(settings, Control(), lambda waited, fraction: None)
         return made[-1]
@@ -84,6 +84,7 @@ def test_a_child_that_dies_while_it_streams_leaves_what_it_said_and_a_cause(
     assert caught.value.exit_code == 8
     assert caught.value.hint is not None
     assert str(worker.log_path) in caught.value.hint
+    assert worker.log_path is not None
     assert worker.log_path.exists()
 
 
@@ -104,6 +105,7 @@ def test_a_child_killed_from_outside_is_seen(opened: Callable[[Path], Worker], s
     stream = worker.stream(ask("go"), Control())
     while not isinstance(next(stream), AnswerDelta):
         pass
+    assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(WorkerCrashed, match="out of memory"):
         next(stream)
@@ -135,7 +137,7 @@ def test_a_child_that_does_not_answer_a_cancel_is_ended(
     assert text_of(events) == events[-1].reply.answer == "some"
     with pytest.raises(WorkerCrashed, match="did not stop when asked"):
         list(worker.stream(ask("next"), Control()))
-    assert not psutil.pid_exists(worker.pid) or not worker.is_alive
+    assert not psutil.pid_exists(worker.pid or -1) or not worker.is_alive
 
 
 def test_a_bug_in_the_child_fails_the_request_and_not_the_child(
@@ -147,6 +149,7 @@ def test_a_bug_in_the_child_fails_the_request_and_not_the_child(
     assert worker.is_alive
     events = list(worker.stream(ask("again"), Control()))
     assert text_of(events) == "b"
+    assert worker.log_path is not None
     assert "Traceback" in worker.log_path.read_text()
 
 
@@ -173,10 +176,10 @@ def test_the_child_ends_when_its_parent_is_killed(script: ScriptWriter, tmp_path
         "import sys\n"
         "from pathlib import Path\n"
         "from slm_local.generation import Control\n"
-        "from slm_local.worker import Worker\n"
+        "from slm_local.worker import Child, Worker\n"
         "from tests.contract.runners import ask\n"
         "from tests.loading import load_settings_for\n"
-        "worker = Worker(Path(sys.argv[2]))\n"
+        "worker = Worker(Child(Path(sys.argv[2])))\n"
         "worker.load(load_settings_for('scripted', Path(sys.argv[1])), Control(), lambda waited, fraction: None)\n"
         "for event in worker.stream(ask('go'), Control()):\n"
         "    print(worker.pid, flush=True)\n"
@@ -201,6 +204,7 @@ def test_the_child_gets_no_secrets_and_a_process_group_of_its_own(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_planted")
     worker = opened(script({"end": "stop"}))
+    assert worker.pid is not None
     environment = psutil.Process(worker.pid).environ()
     assert "hf_planted" not in environment.values()
     assert environment["GGML_NO_BACKTRACE"] == "1"
@@ -293,6 +297,7 @@ def test_a_model_that_was_read_ahead_is_not_read_again(tiny_reasoner: Path, tmp_
     try:
         facts = worker.load(load_settings_for("llamacpp", tiny_reasoner), Control(), lambda waited, fraction: None)
         assert facts.vocabulary_size > 0
+        assert worker.log_path is not None
         assert worker.log_path.read_text(errors="replace").count("loaded meta data") == 1
     finally:
         worker.close()
@@ -316,6 +321,11 @@ def test_it_is_remembered_what_a_reference_opened_until_the_file_changes(tmp_pat
     assert ahead.likely_for(tmp_path, ["m"], None) == Likely("openvino", str(file))
     assert ahead.likely_for(tmp_path, ["m"], "llamacpp") == Likely("llamacpp")
     assert ahead.likely_for(tmp_path, ["scripted:x"], None) == Likely("scripted")
+    assert ahead.likely_for(tmp_path, ["http://box/v1#m"], None) == Likely(ahead.ELSEWHERE)
+    ahead.remember(tmp_path, "lab", ahead.ELSEWHERE, "http://box/v1")
+    assert ahead.likely_for(tmp_path, ["lab", "hello"], None).backend == ahead.ELSEWHERE
+    ahead.start(tmp_path, Likely(ahead.ELSEWHERE))
+    assert not list(tmp_path.glob("worker-*.log"))  # no child was started for it
     assert ahead.likely_for(tmp_path, ["--seed", "1", "m", "hello"], None).path == str(file)
     file.write_text("other weights")
     assert ahead.likely_for(tmp_path, ["m"], None) == Likely("openvino")
@@ -348,8 +358,8 @@ def test_only_so_many_references_are_remembered(tmp_path: Path) -> None:
 def test_old_logs_are_cleared_away(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / f"worker-2026-{number:02d}.log").write_text("old")
-    Worker(tmp_path).close()
-    assert len(list(tmp_path.glob("worker-*.log"))) == worker_module.KEPT_LOGS
+    Worker(Child(tmp_path)).close()
+    assert len(list(tmp_path.glob("worker-*.log"))) == channels.KEPT_LOGS
 
 
 @pytest.mark.parametrize(

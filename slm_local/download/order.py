@@ -61,6 +61,8 @@ def _wanted(variant: Variant, found: RemoteRepo) -> list[RemoteFile]:
             return _folder(found, OPENVINO_PATTERNS, needed="openvino_*model.xml", last="*.xml")
         case "checkpoint":
             return _folder(found, CHECKPOINT_PATTERNS, needed="*.safetensors", last="config.json")
+        case "remote":
+            raise DownloadFailed("what runs elsewhere is not fetched", hint="slm ls")
 
 
 def _gguf(file: str, found: RemoteRepo) -> list[RemoteFile]:

@@ -58,8 +58,8 @@ class Probes:
         if probe is None:
             return False
         read = 0 if probe.tokens else probe.given.tokens
-        probe.turn.count_probe(read + len(piece.ids))
-        probe.tokens += len(piece.ids)
+        probe.turn.count_probe(read + piece.count)
+        probe.tokens += piece.count
         probe.text += piece.text
         is_whole = piece.end == "stop" or is_answered(probe.text)
         if is_whole or piece.end is not None or probe.tokens >= MOST_TOKENS:

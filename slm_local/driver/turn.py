@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from slm_local.driver.asked import is_scored_only
 from slm_local.driver.rules import Rule
 from slm_local.driver.stops import StopText
 from slm_local.generation import (
@@ -17,6 +18,8 @@ from slm_local.generation import (
     Piece,
     StreamEvent,
     ThinkDelta,
+    TokenScore,
+    Told,
     Usage,
 )
 from slm_local.governor import Closing, Verdict
@@ -25,17 +28,34 @@ from slm_local.reasoning import Delta
 from slm_local.system import own_peak_rss_bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueSchema:
+    """What an answer that begins has to match."""
+
+    schema: str
+    begun: str = ""
+    """What was written of it."""
+    opening: str = ""
+    """What has to be injected before it."""
+
+
 class Turn:
-    """One live request. `rule` None: raw, all is answer."""
+    """One live request. `rule` None: raw, all is answer; `opening`: what is written of the answer for the model."""
 
     def __init__(
-        self, request: GenerationRequest, handle: Handle, rule: Rule | None, clock: Callable[[], float]
+        self,
+        request: GenerationRequest,
+        handle: Handle,
+        rule: Rule | None,
+        clock: Callable[[], float],
+        opening: str = "",
     ) -> None:
         self.handle = handle
         self.collector = Collector()
         self._request = request
         self._rule = rule
         self._clock = clock
+        self._opening = opening
         self._stops = StopText(request.stop)
         self._generated = self._injected = self._nudge_tokens = self._drafted = self._accepted = 0
         self._is_nudged = False
@@ -43,11 +63,39 @@ class Turn:
         """Whether what is injected next is a nudge behind the closing tag: no part of thinking or answer."""
         self._unsaid_answer = 0
         """Tokens of the answer that wait with held-back text."""
+        self._unsaid_scores: tuple[TokenScore, ...] = ()
+        """Theirs."""
         self._said_thinking = 0
         """Tokens of thinking that events have carried."""
         self._is_bridged = False
         """Whether the thinking said last was injected."""
         self._probes = self._probe_tokens = 0
+        self._told: Told | None = None
+        """What an engine that counts whole replies only says of this one."""
+        self._is_held = False
+        """Whether the answer is held to its schema."""
+
+    @property
+    def is_scored_only(self) -> bool:
+        """Return whether its prompt is scored and nothing generated."""
+        return is_scored_only(self._request)
+
+    def due_schema(self, *, closes: bool = False) -> DueSchema | None:
+        """Return what the answer has to match, once, when it begins; None: nothing, or not yet.
+
+        `closes`: what was just injected ends thinking and opens the answer.
+        """
+        schema, rule = self._request.schema, self._rule
+        if schema is None or self._is_held or (rule is not None and rule.parser.in_thinking and not closes):
+            return None
+        self._is_held = True
+        if closes or rule is None:
+            return DueSchema(schema=schema, opening=self._opening)
+        begun = self.collector.reply().answer + self._stops.held
+        if self._opening:
+            space = rule.answer_space if rule.parser.think_tokens else ""
+            return DueSchema(schema=schema, begun=begun, opening=space + self._opening)
+        return DueSchema(schema=schema, begun=begun, opening="" if rule.parser.is_answering else rule.answer_open)
 
     def end_thinking(self) -> None:
         """Have thinking end as soon as there is any."""
@@ -67,19 +115,23 @@ class Turn:
 
     def feed(self, piece: Piece) -> list[StreamEvent]:
         """Return the events of a piece."""
-        count = len(piece.ids)
+        count = piece.count
+        is_opening = bool(self._opening) and self._rule is not None and self._rule.parser.is_answering
+        is_injected = piece.injected and not is_opening  # what opens the answer counts as answer
+        self._told = piece.told or self._told
         self._generated += count
-        self._injected += count if piece.injected else 0
+        self._injected += count if is_injected else 0
         self._drafted += piece.drafted_tokens
         self._accepted += piece.is_accepted
+        scores = () if piece.end == "stop" and self._rule is not None else piece.scores
         if self._rule is None:
-            return self._events([AnswerDelta(text=piece.text, tokens=count)])
+            return self._events([AnswerDelta(text=piece.text, tokens=count, scores=scores)])
         if piece.injected and self._skips_injected:
             self._nudge_tokens += count
             deltas: list[Delta] = []
         else:
-            self._skips_injected = self._skips_injected and not piece.ids
-            deltas = self._rule.parser.feed(piece.text, count, injected=piece.injected)
+            self._skips_injected = self._skips_injected and not count
+            deltas = self._rule.parser.feed(piece.text, count, injected=is_injected, scores=scores)
         self._rule.governor.feed(piece, self._clock())
         if self._rule.convergence is not None and self._rule.parser.in_thinking:
             self._rule.convergence.feed(piece.text, self._rule.parser.thought_tokens)
@@ -150,10 +202,10 @@ class Turn:
 
     def finish_after(self, piece: Piece) -> Finish | None:
         """Return how the reply ended with a piece, or None while it goes on."""
-        if self._stops.found or piece.end == "stop":
+        if self._stops.found or (piece.end == "stop" and piece.told is None):
             return "stop"
-        if piece.end == "context":
-            return "context"
+        if piece.end is not None:
+            return piece.told.finish if piece.told is not None and piece.told.finish is not None else piece.end
         if self._request.max_tokens is not None and self._generated >= self._request.max_tokens:
             return "length"
         return None
@@ -163,8 +215,9 @@ class Turn:
         cut = self._cut(finish)
         events = self.flush()
         rest = self._stops.flush()
-        if rest:
-            events += self._collected([AnswerDelta(text=rest, tokens=self._unsaid_answer)])
+        if rest or (self._unsaid_scores and not self._stops.found):
+            last = AnswerDelta(text=rest, tokens=self._unsaid_answer, scores=self._unsaid_scores)
+            events += self._collected([last])
         reply = self.collector.reply()
         if finish == "stop" and not reply.answer.strip():
             finish = "empty"
@@ -175,6 +228,8 @@ class Turn:
         """Return why thinking ended before the model ended it; the reply's own end may be the reason."""
         if self._rule is None:
             return "none"
+        if self._told is not None and self._told.cut != "none":
+            return self._told.cut
         if self._rule.governor.cut == "none" and self._rule.parser.in_thinking:
             return "max_tokens" if finish == "length" else "context" if finish == "context" else "none"
         return self._rule.governor.cut
@@ -193,14 +248,15 @@ class Turn:
                 events.append(delta)
                 continue
             self._unsaid_answer += delta.tokens
+            self._unsaid_scores += delta.scores
             text = self._stops.feed(delta.text)
             if text:
                 unsaid = (self._usage().think_tokens or 0) - self._said_thinking
                 if self._said_thinking and unsaid:
                     self._said_thinking += unsaid
                     events.append(ThinkDelta(text="", tokens=unsaid, injected=self._is_bridged))
-                events.append(replace(delta, text=text, tokens=self._unsaid_answer))
-                self._unsaid_answer = 0
+                events.append(replace(delta, text=text, tokens=self._unsaid_answer, scores=self._unsaid_scores))
+                self._unsaid_answer, self._unsaid_scores = 0, ()
         return self._collected(events)
 
     def _collected(self, events: list[StreamEvent]) -> list[StreamEvent]:
@@ -208,7 +264,22 @@ class Turn:
             self.collector.feed(event)
         return events
 
+    def _told_usage(self, told: Told) -> Usage:
+        """Return the usage of a reply that only its engine counted; what thinking there was, the splitter knows."""
+        thought = told.think_tokens if self.collector.reply().thinking else 0
+        total = told.generated_tokens
+        return Usage(
+            prompt_tokens=told.prompt_tokens,
+            cached_tokens=told.cached_tokens,
+            think_tokens=thought,
+            answer_tokens=max(0, total - thought) if total is not None and thought is not None else None,
+            tag_tokens=None if thought != 0 else 0,
+            injected_tokens=None if thought != 0 else 0,
+        )
+
     def _usage(self) -> Usage:
+        if self._told is not None:
+            return self._told_usage(self._told)
         parser = self._rule.parser if self._rule is not None else None
         return Usage(
             prompt_tokens=self.handle.prompt_tokens,

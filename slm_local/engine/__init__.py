@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from slm_local.config import SamplingOverrides, Settings
+from slm_local.config import SamplingOverrides, Settings, load_settings
 from slm_local.engine.choice import Choice, Meaning, choose, mean, ranked
 from slm_local.engine.identity import file_identity
 from slm_local.engine.warming import Warming
@@ -33,17 +33,19 @@ from slm_local.generation import (
     StateOrder,
     StreamEvent,
     Thinking,
+    TokenOrder,
+    Tokens,
 )
 from slm_local.gguf_header import checked_header
 from slm_local.measured import LEAST_TOKENS, remember_reply
 from slm_local.metrics import Collector
 from slm_local.model import ModelSpec, Plan, SamplingDefaults
 from slm_local.paths import make_folder, paths
-from slm_local.registry import Registry
+from slm_local.registry import Registry, load_registry
 from slm_local.selector import does_not_fit
 from slm_local.system import is_saving_power, kept_awake, largest_program
 from slm_local.thinking import patient
-from slm_local.worker import Worker, ahead
+from slm_local.worker import Threads, Worker, ahead
 
 if TYPE_CHECKING:
     from slm_local.engine.supply import Confirm, OnFetch
@@ -62,6 +64,8 @@ __all__ = [
     "mean",
     "open_model",
     "ranked",
+    "serving",
+    "template_given",
 ]
 
 
@@ -73,30 +77,58 @@ def open_model(
     on_status: Status | None = None,
     confirm: Confirm | None = None,
     on_fetch: OnFetch | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
     control: Control | None = None,
 ) -> Engine:
     """Open a model by any reference the command line takes; blocks until it is loaded, fetched first if it must be.
 
     `settings` None reads config.toml, SLM_* variables and what hangs on the reference. `on_status` is told what goes
     on after half a second of silence. `confirm` is asked before a download begins (None: it begins at once), `on_fetch`
-    told how far it is. Errors: those of `choose`, `DoesNotFit`, `DownloadFailed`, `EngineMissing`, `ModelBroken`,
-    `WorkerCrashed`, `Interrupted` when `control` was cancelled.
+    told how far it is. `on_plan` is told how it will run before it is fetched or loaded here, and may raise. Errors:
+    those of `choose`, `DoesNotFit`, `DownloadFailed`, `EngineMissing`, `ModelBroken`, `WorkerCrashed`, `Interrupted`
+    when `control` was cancelled.
     """
     control = control or Control()
+    registry = registry or load_registry(paths().config / "models.toml")
+    settings = settings or load_settings({}, reference_settings=registry.resolve(reference).settings)
+    served = serving(reference, settings=settings, registry=registry, control=control, on_status=on_status)
+    if isinstance(served, Engine):
+        return served
     chosen = choose(reference, settings=settings, registry=registry)
     if not chosen.plans[0].fits:
         raise does_not_fit(chosen.plans[0], largest_program())
+    if on_plan is not None:
+        on_plan(chosen.plans[0])
     if chosen.plans[0].variant.path is None:
         from slm_local.engine.supply import supplied  # a start that fetches nothing does without all that downloads
 
         chosen = supplied(chosen, confirm=confirm, on_fetch=on_fetch, control=control)
+        served = serving(reference, settings=settings, registry=registry, control=control, on_status=on_status)
+        if isinstance(served, Engine):
+            return served
     engine = Engine(chosen, on_status=on_status)
+    engine.service = served
     try:
         engine.start(control)
     except BaseException:
         engine.close()
         raise
     return engine
+
+
+def serving(
+    reference: str, *, settings: Settings, registry: Registry, control: Control, on_status: Status | None = None
+) -> Engine | str:
+    """Return an engine that the user's server has open, or opens now; else why it does not, empty without a server.
+
+    Where a model is to be kept and no server runs, one is started in the background. Blocks while the server opens the
+    model. Errors: those of resolving the reference; `Interrupted`; `WorkerCrashed` where the server does not start.
+    """
+    if not settings.keep_alive_s and not paths().server_file.exists():
+        return ""
+    from slm_local.engine.attaching import attach  # sockets are for those who have a server
+
+    return attach(reference, settings, registry, control, on_status or (lambda text: None))
 
 
 class Engine:
@@ -115,7 +147,10 @@ class Engine:
         """How long a person waits for thinking of which nobody said how long it may take; None: to its end."""
         self.remembers_speed = True
         """Whether replies tell forecasts how fast this engine reads; False where others compute beside it."""
-        self._load_settings = _load_settings(self.plan, choice.settings)
+        self.service = ""
+        """Which server has it open, or why the user's server does not; empty where there is none."""
+        self.load_settings = load_settings_of(self.plan, choice.settings)
+        """What its child loads."""
         self._facts: ModelFacts | None = None
         self._on_status = on_status or (lambda text: None)
         self._told = ""
@@ -134,23 +169,49 @@ class Engine:
         return self._facts
 
     @property
+    def running(self) -> Worker | None:
+        """Return what speaks with its child; None while there is none."""
+        worker = self._worker
+        return worker if worker is not None and worker.is_alive else None
+
+    @property
     def pid(self) -> int | None:
         """Return the child's process id, None while there is none."""
         return self._worker.pid if self._worker is not None else None
 
     def start(self, control: Control) -> None:
         """Start the child and load, unless it runs already; blocks. Errors: as `open_model`."""
-        if self._worker is not None and self._worker.is_alive:
+        if self.running is not None:
             return
         begun = time.perf_counter()
         self.close()
         self._told = ""
-        self._compiles = self.plan.backend == "openvino" and _will_compile(self._load_settings)
-        backend, path = self._load_settings.backend, self._load_settings.model_path
-        self._worker = ahead.take(make_folder(paths().logs), backend, path)
-        self._facts = self._worker.load(self._load_settings, control, self._tell)
+        self._compiles = self.plan.backend == "openvino" and _will_compile(self.load_settings)
+        backend, path = self.load_settings.backend, self.load_settings.model_path
+        if backend == ahead.ELSEWHERE:
+            ahead.end()
+            self._worker = Worker(Threads())
+        else:
+            self._worker = ahead.take(make_folder(paths().logs), backend, path)
+        self._facts = self._worker.load(self.load_settings, control, self._tell)
         ahead.remember(paths().cache, self.reference, backend, path)
         self.load_s = self._unreported_load_s = time.perf_counter() - begun
+
+    def adopt(self, worker: Worker, facts: ModelFacts, load_s: float) -> None:
+        """Use an engine that has this plan loaded, elsewhere; when it is gone, the next request starts a child."""
+        self._worker, self._facts = worker, facts
+        self.load_s = self._unreported_load_s = load_s
+        self.remembers_speed = False
+
+    def worker(self, control: Control) -> Worker:
+        """Return what speaks with the child, which is started anew where it died; blocks. Errors: as `open_model`.
+
+        For whoever passes requests on as they are; the engine's own preparation is not stopped for them.
+        """
+        with self._starting:
+            self.start(control)
+            assert self._worker is not None
+            return self._worker
 
     def request(
         self, messages: Sequence[Message] | str, *, think: Thinking | None = None, max_tokens: int | None = None
@@ -187,10 +248,16 @@ class Engine:
         nothing = Thinking()
         choices = (asked or nothing, self.settings.think, self.spec.thinking)
         think = next((each for each in choices if each != nothing), nothing)
-        if self.patience_s is None or think.mode == "off" or not self.spec.thinks:
+        if self.patience_s is None or think.mode == "off" or not self.spec.thinks or not self._can_end_thinking:
             return think
         plan = self.plan
         return patient(think, self.patience_s, decode_tps=plan.expected_decode_tps, context_tokens=plan.context_tokens)
+
+    @property
+    def _can_end_thinking(self) -> bool:
+        """Return False for a server that is known to have no way to."""
+        capabilities = self._facts.capabilities if self._facts is not None else ()
+        return "chat" not in capabilities or "inject" in capabilities
 
     def sampling(self, think: Thinking | None = None) -> Sampling:
         """Return the sampling that applies: the model's defaults for this way of thinking under the user's own."""
@@ -221,9 +288,22 @@ class Engine:
                 collector.feed(event)
                 if isinstance(event, Done):
                     event = Done(reply=collector.reply())
+                    if self.plan.backend == ahead.ELSEWHERE:  # what this process holds is not the model's
+                        event = Done(reply=replace(event.reply, timings=replace(event.reply.timings, peak_rss_bytes=0)))
                     if self.remembers_speed:
                         self._remember_speed(event.reply)
                 yield event
+
+    def tokens(self, order: TokenOrder) -> Tokens:
+        """Tokenize a text or a conversation as this model does, or return the texts of ids; replies go on meanwhile.
+
+        A child that died before is started anew first. Errors: `UsageError`, `WorkerCrashed`, ...
+        """
+        with self._starting:
+            self.start(Control())
+            assert self._worker is not None
+            worker = self._worker
+        return worker.tokens(order)
 
     def prepare(
         self,
@@ -238,9 +318,11 @@ class Engine:
         it at once, and finds what was read by then. `restore` is called first, in its thread. None: it is not wanted,
         or no child runs.
         """
-        worker = self._worker
-        if worker is None or not worker.is_alive or not (self.settings.warm or restore):
+        worker = self.running
+        if worker is None or not (self.settings.warm or restore):
             return None
+        if self.plan.backend == ahead.ELSEWHERE:
+            return None  # a server reads no prompt in advance
         if self._warming is not None:
             self._warming.stop()
         request = self.request(messages, think=think)
@@ -296,8 +378,8 @@ class Engine:
             return StateMoved(tokens=0, note=str(error))
 
     def _move_state(self, order: StateOrder, on_wait: Callable[[float], None]) -> StateMoved:
-        worker = self._worker
-        if worker is None or not worker.is_alive:
+        worker = self.running
+        if worker is None:
             return StateMoved(tokens=0, note="the engine is gone")
         return worker.move_state(order, on_wait)
 
@@ -349,6 +431,8 @@ class Engine:
 
     def _tell(self, waited_s: float, fraction: float | None) -> None:
         status = "starting the engine…" if fraction is None else f"loading {fraction:.0%}"
+        if self.plan.backend == ahead.ELSEWHERE:
+            status = "connecting…"
         if self._compiles:
             status = f"compiling the model for the {self.plan.device.upper()}, the first time only…"
         if waited_s >= SILENCE_S and status != self._told:
@@ -368,7 +452,8 @@ def _runnable(choice: Choice) -> Plan:
     return plan
 
 
-def _load_settings(plan: Plan, settings: Settings) -> LoadSettings:
+def load_settings_of(plan: Plan, settings: Settings) -> LoadSettings:
+    """Return what a child needs to load a plan. Errors: `UsageError` for a template that can't be read."""
     assert plan.variant.path is not None
     return LoadSettings(
         backend=plan.backend,
@@ -377,12 +462,14 @@ def _load_settings(plan: Plan, settings: Settings) -> LoadSettings:
         threads=plan.threads,
         tags=plan.spec.tags,
         think=plan.spec.think,
-        template=_template(settings, plan.spec),
+        template=template_given(settings, plan.spec),
         bridge=settings.bridge if settings.bridge is not None else plan.spec.bridge,
         device=plan.device,
         prompt_tokens=plan.prompt_tokens,
         response_tokens=plan.response_tokens,
         speculation=settings.speculation,
+        remote_model=plan.variant.served_as,
+        key_env=plan.variant.key_env,
     )
 
 
@@ -402,7 +489,7 @@ def _will_compile(settings: LoadSettings) -> bool:
     return will_compile(settings)
 
 
-def _template(settings: Settings, spec: ModelSpec) -> str | None:
+def template_given(settings: Settings, spec: ModelSpec) -> str | None:
     """Return the chat template that replaces the file's own, if any. Errors: `UsageError`."""
     if settings.template_file is None:
         return spec.template

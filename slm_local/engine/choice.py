@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import assert_never
 
 from slm_local.config import Settings, load_settings
-from slm_local.errors import UsageError
 from slm_local.gguf_header import GgufHeader, checked_header
 from slm_local.hardware import probe
 from slm_local.measured import load_measurements
@@ -55,9 +54,18 @@ def choose(reference: str, *, settings: Settings | None = None, registry: Regist
     return ranked(mean(reference, settings=settings, registry=registry))
 
 
-def ranked(meaning: Meaning) -> Choice:
-    """Rank the ways to run what was meant. Errors: those of `selector.rank`, `ModelBroken`."""
+def ranked(meaning: Meaning, *, held_bytes: int = 0) -> Choice:
+    """Rank the ways to run what was meant. Errors: those of `selector.rank`, `ModelBroken`.
+
+    `held_bytes` are promised to models that are open, though the system counts them among what is free.
+    """
+    known = {each.name: getattr(meaning, each.name) for each in fields(Meaning)}
+    if any(each.kind == "remote" for each in meaning.here):
+        from slm_local.engine.elsewhere import plan_elsewhere
+
+        return Choice(**known, plans=(plan_elsewhere(meaning.spec, meaning.here[0], meaning.settings),))
     hardware = probe(devices=_needs_devices(meaning))
+    hardware = replace(hardware, free_ram_bytes=max(0, hardware.free_ram_bytes - held_bytes))
     measured = load_measurements(paths().cache)
     unreadable: dict[str, str] = {}
     while True:
@@ -65,7 +73,6 @@ def ranked(meaning: Meaning) -> Choice:
         path = _unproved(plans[0], unreadable)
         reason = _unreadable(path) if path is not None else None
         if path is None or reason is None:
-            known = {each.name: getattr(meaning, each.name) for each in fields(Meaning)}
             return Choice(**known, plans=tuple(plans))
         unreadable[path] = reason
 
@@ -132,9 +139,9 @@ def _spec_here(
             spec, line = spec_for_folder(Path(resolved.path), registry.models)
             return spec, spec.variants, (*resolved.notes, line)
         case "url":
-            raise UsageError(
-                f"{resolved.reference} is a remote engine, and this version runs local models only", hint="slm ls"
-            )
+            from slm_local.engine.elsewhere import served  # imports what speaks HTTP
+
+            return served(resolved, settings)
         case _:
             assert_never(resolved.kind)
 

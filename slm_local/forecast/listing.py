@@ -15,6 +15,7 @@ from slm_local.download.kept import KeptModel, kept_models, known
 from slm_local.download.places import partials
 from slm_local.errors import ModelBroken
 from slm_local.fit import Fit, predict
+from slm_local.forecast.plans import nothing_here
 from slm_local.gguf_header import checked_header
 from slm_local.hardware import Hardware
 from slm_local.model import ModelSpec, Variant
@@ -29,7 +30,7 @@ from slm_local.selector.sentences import rate
 HEAD = ("model", "form", "size", "context", "fit", "speed", "", "where", "file")
 """The last may be long; it is left out where no row has anything for it."""
 
-INSIDE, HERE, PARTIAL, ABSENT = "inside slm", "here", "partial", "registry"
+INSIDE, HERE, PARTIAL, ABSENT, ELSEWHERE = "inside slm", "here", "partial", "registry", "elsewhere"
 """Words for where a row's model is, besides another program's name."""
 
 
@@ -48,6 +49,8 @@ class Row:
     """What is wrong with the file."""
     done_bytes: int | None = None
     """What is here of a partial download."""
+    address: str | None = None
+    """Where a model runs that runs elsewhere: `http(s)://host/v1#model`."""
 
     def values(self) -> dict[str, Any]:
         """Return the facts for programs."""
@@ -79,6 +82,7 @@ class Row:
             "notes": list(found.notes) if found else [],
             "problem": self.problem,
             "done_bytes": self.done_bytes,
+            "address": self.address,
         }
 
     def cells(self) -> list[str]:
@@ -86,8 +90,8 @@ class Row:
         spec, variant, fit = self.spec, self.variant, self.fit
         return [
             self.name,
-            variant.quant if variant.kind == "gguf" else f"{variant.kind} {variant.quant}",
-            gigabytes(variant.size_bytes) if variant.size_bytes is not None else "?",
+            variant.quant if variant.kind == "gguf" else f"{variant.kind} {variant.quant}".rstrip(),
+            gigabytes(variant.size_bytes) if variant.size_bytes is not None else "" if self.address else "?",
             f"{spec.context_tokens:,}" if spec.context_tokens else self._unknown(),
             "broken" if self.problem is not None else self._fit(),
             f"{rate(fit.decode_tps)}/s" if fit.decode_tps is not None else "",
@@ -121,11 +125,13 @@ class Row:
         )
 
     def _fit(self) -> str:
+        if self.address is not None:
+            return ""
         return self.fit.verdict if self.fit.verdict != "Unknown" else self._unknown()
 
     def _unknown(self) -> str:
         """Return what stands for a fact that is not known; nothing where it makes no difference."""
-        return "" if self.problem is not None or self.variant.kind == "checkpoint" else "?"
+        return "" if self.problem is not None or self.variant.kind in ("checkpoint", "remote") else "?"
 
     @property
     def by_file(self) -> str:
@@ -138,13 +144,13 @@ class Row:
             total = self.variant.size_bytes
             share = f"{self.done_bytes / total:.0%}" if total else gigabytes(self.done_bytes)
             return f"{share} is here"
-        is_sure = self.problem is not None or (self.spec.verified and self.variant.verified)
+        is_sure = self.problem is not None or self.address is not None or (self.spec.verified and self.variant.verified)
         return self.where if is_sure else f"{self.where}, second-hand"
 
     def _remark(self) -> str:
         """Return what is too long to stand before other columns."""
-        if self.problem is not None:
-            return self.problem
+        if self.problem is not None or self.address is not None:
+            return self.problem or self.address or ""
         original = " --checkpoint" if self.variant.kind == "checkpoint" else ""
         if self.done_bytes is not None:
             return f"slm pull {shell_word(self.reference)}{original} goes on" if self.reference else "not whole"
@@ -186,6 +192,16 @@ def rows_absent(models: Sequence[ModelSpec], hardware: Hardware) -> list[Row]:
     newest = sorted(by_thinking, key=lambda row: row.spec.released or "", reverse=True)
     places = {"Tight": 1, "Unknown": 2, "Too large": 3}
     return sorted(newest, key=lambda row: places.get(row.fit.verdict, 0))
+
+
+def rows_elsewhere(registry: Registry, hardware: Hardware) -> list[Row]:
+    """Return the registry's models that run at a server; it is not asked whether it is there, nor what it has."""
+    there = Variant(kind="remote", quant="")
+    rows = []
+    for spec, address in registry.elsewhere:
+        row = row_of(spec, there, hardware, where=ELSEWHERE, reference=spec.id)
+        rows.append(replace(row, fit=nothing_here(row.fit), address=address))
+    return rows
 
 
 def row_of(spec: ModelSpec, variant: Variant, hardware: Hardware, *, where: str, reference: str) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slm_local.fit import Fit, predict
@@ -37,6 +37,8 @@ class Forecast:
 
     def _place(self) -> str:
         variant = self.plan.variant
+        if variant.kind == "remote":
+            return "elsewhere"
         about = "" if variant.size_is_exact else "about "
         size = f"{about}{gigabytes(variant.size_bytes)}" if variant.size_bytes is not None else ""
         if variant.path is not None:
@@ -75,7 +77,7 @@ class Forecast:
             "engine_share_is_measured": fit.is_share_measured,
             "expected_decode_tps": plan.expected_decode_tps,
             "thought_1000_s": self.thought_s,
-            "here": plan.variant.path is not None,
+            "here": plan.variant.path is not None and plan.variant.kind != "remote",
             "path": plan.variant.path,
             "repo": plan.variant.repo,
             "file": plan.variant.file,
@@ -92,11 +94,28 @@ def forecast(plan: Plan, hardware: Hardware) -> Forecast:
     """Add to a plan the sum behind it and what getting its file takes; pure."""
     size = 0 if plan.variant.path is not None else plan.variant.size_bytes
     speed = hardware.download_bytes_s
+    fit = predict(plan.spec, plan.variant, plan.context_tokens, hardware, backend=plan.backend, device=plan.device)
     return Forecast(
         plan=plan,
-        fit=predict(plan.spec, plan.variant, plan.context_tokens, hardware, backend=plan.backend, device=plan.device),
+        fit=nothing_here(fit) if plan.variant.kind == "remote" else fit,
         fetch_bytes=size,
         fetch_s=size / speed if size and speed else None,
+    )
+
+
+def nothing_here(fit: Fit) -> Fit:
+    """Return what a model takes of this machine that runs elsewhere."""
+    return replace(
+        fit,
+        weights_bytes=0,
+        kv_bytes=0,
+        compute_bytes=0,
+        output_bytes=0,
+        runtime_bytes=0,
+        total_bytes=0,
+        verdict="Fits",
+        read_bytes_per_token=None,
+        decode_tps=None,
     )
 
 

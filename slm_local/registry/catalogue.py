@@ -35,11 +35,16 @@ class Registry:
         self.warnings: tuple[str, ...] = tuple(warnings)
         """What was passed over in the user's file."""
         self._by_name = _names(built)
-        self._remotes = {each.spec.id: each.remote for each in built if each.remote is not None}
+        self._remotes = {each.spec.id: (each.remote, each.key_env) for each in built if each.remote is not None}
 
     def get(self, name: str) -> ModelSpec | None:
         """Return the model of that id or alias, in whatever case it is written; None where there is none."""
         return self._by_name.get(name.casefold())
+
+    @property
+    def elsewhere(self) -> Sequence[tuple[ModelSpec, str]]:
+        """Return the models that run at a server, with their addresses: `http(s)://host/v1#model`."""
+        return [(spec, self._remotes[spec.id][0]) for spec in self.models if spec.id in self._remotes]
 
     def resolve(self, reference: str, *, environment: Mapping[str, str] | None = None) -> Resolved:
         """Say what a model reference names (see `references`); nothing is fetched.
@@ -67,9 +72,10 @@ class Registry:
 
     def _known(self, reference: str, spec: ModelSpec, settings: Mapping[str, str]) -> Resolved:
         if spec.id in self._remotes:
-            found = references.address(reference, self._remotes[spec.id], settings)
+            remote, key_env = self._remotes[spec.id]
+            found = references.address(reference, remote, settings)
             assert found is not None
-            return replace(found, spec=spec)
+            return replace(found, spec=spec, key_env=key_env)
         return Resolved(reference=reference, kind="registry", spec=spec, settings=settings)
 
     def _with_hub_spec(self, remote: Resolved) -> Resolved:

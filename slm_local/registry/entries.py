@@ -22,7 +22,7 @@ Meant = dict[str, Any]
 MERGED = frozenset({"shape", "sampling", "sampling_no_think", "tags", "think"})
 """Tables of which an overriding entry changes single keys; everything else it replaces."""
 
-NOT_INHERITED = frozenset({"name", "aliases", "embedded", "remote"})
+NOT_INHERITED = frozenset({"name", "aliases", "embedded", "remote", "key_env"})
 """What stays with the model that others go on from."""
 
 
@@ -34,6 +34,8 @@ class Built:
     source: Source
     remote: str | None = None
     """Address of a model that runs elsewhere."""
+    key_env: str = ""
+    """The variable with the key for it, where one is named."""
 
 
 class Entries:
@@ -59,7 +61,9 @@ class Entries:
                 spec = _spec(model, meant, place_of)
             except Fault as fault:
                 raise source.error(model, fault) from None
-            yield Built(spec=spec, source=source, remote=meant.get("remote"))
+            if "key_env" in meant and "remote" not in meant:
+                raise source.error(model, Fault("is for a model that runs elsewhere: it has no remote", ("key_env",)))
+            yield Built(spec=spec, source=source, remote=meant.get("remote"), key_env=meant.get("key_env", ""))
 
     def _merged(self, model: str, seen: tuple[str, ...]) -> tuple[Meant, str]:
         """Return an entry over what it overrides or goes on from, and its origin."""
@@ -75,7 +79,9 @@ class Entries:
         if base is not None:
             inherited, _ = self._merged(base, (*seen, model))
             below = {key: value for key, value in inherited.items() if key not in NOT_INHERITED}
-            if inherited.get("embedded"):
+            if "remote" in entry:
+                below.pop("variants", None)  # it runs elsewhere, in a form that its server tells
+            elif inherited.get("embedded"):
                 below["variants"] = tuple({**each, "path": _embedded_path(each)} for each in inherited["variants"])
         else:
             below = self._own.get(model, {})

@@ -88,6 +88,7 @@ USER_ONLY: Schema = {
     "base": text,
     "variants": ListOf(Table({**VARIANT, "path": matching(r"(/|~/|[A-Za-z]:[\\/]).+", "must be a whole path")})),
     "remote": matching(r"https?://[^\s/#]+[^\s#]*#\S+", "must be http(s)://host/v1#model-name"),
+    "key_env": matching(r"[A-Za-z_][A-Za-z0-9_]*", "must be the name of a variable, not a key itself"),
 }
 """Keys of a user's file: the model that an entry goes on from, forms of it that lie anywhere on this disk, or the
-address of one that runs elsewhere."""
+address of one that runs elsewhere and the variable with the key for it."""

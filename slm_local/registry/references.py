@@ -51,6 +51,8 @@ class Resolved:
     url: str | None = None
     remote_model: str | None = None
     """The model's name at `url`."""
+    key_env: str = ""
+    """The variable with the key for `url`, where the entry names one."""
     settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """What hung on the reference, as written; a flag such as `no-think` has the value ""."""
     notes: tuple[str, ...] = ()

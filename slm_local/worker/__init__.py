@@ -1,17 +1,13 @@
-"""The parent side of the pipe: spawn a child, load a model in it, stream from it, see it die.
+"""The parent side of an engine: load a model in it, stream from it, see it die.
 
-The child is a module of its own, so that a script that opens a model needs no main guard. Its death is seen by its
-wait status; it never outlives its parent, since it ends with its pipe.
+It speaks in lines over a `Channel`, and does not know whether a child, a thread or a server is at its other end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import queue
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,16 +27,19 @@ from slm_local.generation import (
     StateMoved,
     StateOrder,
     StreamEvent,
+    TokenOrder,
+    Tokens,
 )
-from slm_local.system import describe_exit, kill_tree, lock_down_file, spawn_options, without_secrets
+from slm_local.worker.channels import Channel, Child, Threads, child_environment, new_log
 from slm_local.worker.wire import from_line, to_line
+
+__all__ = ["Channel", "Child", "Threads", "Worker", "child_environment", "new_log"]
 
 KILL_GRACE_S = 2.0
 """Wait after a cancel, on top of twice the measured time of one prefill chunk, before the child is killed."""
 LIVENESS_POLL_S = 0.5
 """How often a waiting parent looks whether the child still lives: the end of its pipe alone proves nothing."""
 CLOSE_WAIT_S = 2.0
-KEPT_LOGS = 8
 
 T = TypeVar("T")
 
@@ -50,11 +49,10 @@ _ENDED = object()
 
 
 class Worker:
-    """One child process with one model. Streams may run in several threads at once."""
+    """One engine with one model. Streams may run in several threads at once."""
 
-    def __init__(self, log_folder: Path) -> None:
-        self.log_path = new_log(log_folder)
-        self._process = _spawn(self.log_path)
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._write_lock = threading.Lock()
         self._start_lock = threading.Lock()
         self._ids = itertools.count(1)
@@ -68,14 +66,19 @@ class Worker:
         threading.Thread(target=self._read, name="slm-worker-reader", daemon=True).start()
 
     @property
-    def pid(self) -> int:
-        """Return the child's process id."""
-        return self._process.pid
+    def pid(self) -> int | None:
+        """Return the process id of the child; None where there is none."""
+        return self._channel.pid
+
+    @property
+    def log_path(self) -> Path | None:
+        """Return where the child logs; None where there is none."""
+        return self._channel.log_path
 
     @property
     def is_alive(self) -> bool:
-        """Return whether the child runs."""
-        return self._process.poll() is None
+        """Return whether the engine runs."""
+        return self._channel.wait(0.0) is None
 
     def expect(self, backend: str, model_path: str = "") -> None:
         """Have the child import what a backend needs, and read a model that it will most likely be told to load."""
@@ -218,6 +221,20 @@ class Worker:
         finally:
             self._inboxes.pop(request_id, None)
 
+    def tokens(self, order: TokenOrder) -> Tokens:
+        """Have a text or a conversation tokenized, or ids looked up; blocks, while replies go on.
+
+        Errors: the child's own (`UsageError`, a template's), `WorkerCrashed`.
+        """
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        request_id = self._start({"op": "tokens", "order": order}, inbox)
+        try:
+            while (message := self._next(inbox, wait_s=LIVENESS_POLL_S)) is None:
+                pass
+            return _expect(Tokens, message["tokens"])
+        finally:
+            self._inboxes.pop(request_id, None)
+
     def _news(self, inbox: queue.SimpleQueue[Any]) -> Any:
         """Wait for the next message; `_ENDED` where none can come."""
         while True:
@@ -228,22 +245,20 @@ class Worker:
                     return _ENDED
 
     def close(self) -> None:
-        """End the child: by asking, else by killing it with its group."""
+        """End the engine: by asking, else by killing it."""
         if self._is_closed:
             return
         self._is_closed = True
         if self.is_alive:
             self._send({"op": "close"})
-            try:
-                self._process.wait(CLOSE_WAIT_S)
-            except subprocess.TimeoutExpired:
-                kill_tree(self._process)
+            if self._channel.wait(CLOSE_WAIT_S) is None:
+                self._channel.kill()
         self._release()
 
     def kill(self) -> None:
-        """Kill the child and everything it started."""
+        """Kill the engine and everything it started."""
         self._is_closed = True
-        kill_tree(self._process)
+        self._channel.kill()
         self._release()
 
     def _follow_stop(self, message: dict[str, Any]) -> None:
@@ -259,9 +274,7 @@ class Worker:
     def _release(self) -> None:
         for timer in list(self._stopping.values()):
             timer.cancel()
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # unsent bytes for a child that is gone
-            self._process.stdin.close()
+        self._channel.hang_up()
 
     def _next(self, inbox: queue.SimpleQueue[Any], *, wait_s: float, deadline: float | None = None) -> Any:
         """Return the next message, or None after `wait_s`; raise what ended the child or the request."""
@@ -281,38 +294,30 @@ class Worker:
         return message
 
     def _crash(self) -> WorkerCrashed:
-        try:
-            status = self._process.wait(CLOSE_WAIT_S)
-        except subprocess.TimeoutExpired:
-            status = None
+        how = self._channel.wait(CLOSE_WAIT_S) or "it closed its pipe"
         self.kill()
-        how = "it closed its pipe" if status is None else describe_exit(status)
-        return WorkerCrashed(self._how or f"the engine process is gone: {how}", hint=f"its log: {self.log_path}")
+        return WorkerCrashed(self._how or f"{self._channel.name} is gone: {how}", hint=self._channel.crash_hint)
 
     def _kill_unstopped(self) -> None:
         self._how = "the engine did not stop when asked and was ended; what it wrote so far is kept"
         self.kill()
 
     def _send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
         with self._write_lock, contextlib.suppress(OSError, ValueError):  # gone: whoever waits for its answer is told
-            self._process.stdin.write(to_line(message))
-            self._process.stdin.flush()
+            self._channel.write(to_line(message))
 
     def _read(self) -> None:
-        """Hand the child's messages to whom they belong, in a thread of its own, until its pipe ends."""
-        assert self._process.stdout is not None
+        """Hand the engine's messages to whom they belong, in a thread of its own, until there are no more."""
         try:
-            for line in self._process.stdout:
+            for line in self._channel.lines():
                 message = from_line(line)
                 self._follow_stop(message)
                 inbox = self._inboxes.get(message.get("id", 0))
                 if inbox is not None:
                     inbox.put(message)
         except (OSError, ValueError):
-            kill_tree(self._process)  # what it sends is no message: it can't be trusted with the rest
+            self._channel.kill()  # what it sends is no message: it can't be trusted with the rest
         finally:
-            self._process.stdout.close()
             for inbox in list(self._inboxes.values()):
                 inbox.put(_ENDED)
 
@@ -321,36 +326,3 @@ def _expect(kind: type[T], value: object) -> T:
     if not isinstance(value, kind):
         raise SlmError(f"the engine process sent {type(value).__name__} in place of {kind.__name__}")
     return value
-
-
-def child_environment() -> dict[str, str]:
-    """Return the environment of a child that runs native code: this package can be imported, secrets are left out."""
-    package_root = str(Path(__file__).resolve().parents[2])
-    environment = without_secrets(os.environ)
-    environment["GGML_NO_BACKTRACE"] = "1"
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    return environment
-
-
-def _spawn(log_path: Path) -> subprocess.Popen[bytes]:
-    with log_path.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "slm_local.worker", str(log_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=child_environment(),
-            **spawn_options(),
-        )
-
-
-def new_log(folder: Path, kind: str = "worker") -> Path:
-    """Make an empty log file of its own for a child and delete the oldest ones of its kind."""
-    logs = sorted(folder.glob(f"{kind}-*.log"), key=lambda path: path.stat().st_mtime)
-    for old in logs[: max(0, len(logs) - KEPT_LOGS + 1)]:
-        with contextlib.suppress(OSError):  # Windows keeps a log that a living child writes
-            old.unlink()
-    path = folder / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}.log"
-    path.touch(mode=0o600)
-    lock_down_file(path)
-    return path

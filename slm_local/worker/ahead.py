@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,15 @@ from typing import Any
 
 from slm_local.errors import SlmError
 from slm_local.paths import make_folder
-from slm_local.worker import Worker
+from slm_local.worker import Child, Worker
 
 FILE = "opened.json"
 KEPT = 64
 """References of which it is remembered what they opened."""
+
+
+ELSEWHERE = "openai"
+"""The backend that needs no child."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +42,10 @@ _ahead: list[tuple[Worker, Likely]] = []
 
 def start(log_folder: Path, likely: Likely) -> None:
     """Start the child that `take` will want, so that it is ready when the plan is. It never fails: `take` would."""
+    if likely.backend == ELSEWHERE:
+        return
     with contextlib.suppress(OSError, SlmError):
-        worker = Worker(log_folder)
+        worker = Worker(Child(log_folder))
         _ahead.append((worker, likely))
         worker.expect(likely.backend, likely.path)
 
@@ -50,7 +57,7 @@ def take(log_folder: Path, backend: str, path: str) -> Worker:
         if worker.is_alive and likely.backend == backend and likely.path in ("", path):
             return worker
         worker.kill()
-    return Worker(log_folder)
+    return Worker(Child(log_folder))
 
 
 def end() -> None:
@@ -69,7 +76,10 @@ def likely_for(cache: Path, words: Sequence[str], backend: str | None) -> Likely
     match known:
         case {"backend": str(last), "path": str(path), "file": file} if backend in (None, last):
             return Likely(last, path if file == _state(path) else "")
-    return Likely(backend or ("scripted" if words and words[0].startswith("scripted:") else "llamacpp"))
+    first = words[0].lower() if words else ""
+    if re.match(r"https?://[^/]+/.*#", first):
+        return Likely(ELSEWHERE)
+    return Likely(backend or ("scripted" if first.startswith("scripted:") else "llamacpp"))
 
 
 def remember(cache: Path, reference: str, backend: str, path: str) -> None:
@@ -77,7 +87,7 @@ def remember(cache: Path, reference: str, backend: str, path: str) -> None:
     state = _state(path)
     opened = {"backend": backend, "path": path, "file": state}
     kept = _kept(cache)
-    if state is None or kept.get(reference) == opened:
+    if (state is None and backend != ELSEWHERE) or kept.get(reference) == opened:
         return
     kept.pop(reference, None)
     kept[reference] = opened

@@ -1,4 +1,7 @@
-"""The child's loop: messages in, steps, events out. One thread reads the pipe, one drives the model."""
+"""The engine's loop: messages in, steps, events out. One thread reads the pipe, one drives the model.
+
+It runs as a process of its own, where native code computes, or in threads of the parent, where others do.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,23 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from typing import Any, BinaryIO
 
 from slm_local.backends import backend_named, read_ahead
 from slm_local.backends.base import Backend
 from slm_local.driver import Driver, DriverEvent
 from slm_local.errors import SlmError
 from slm_local.generation import AnswerDelta, Control, Done, LoadSettings, ThinkDelta
+from slm_local.reasoning import joined_deltas
 from slm_local.system import ignore_interrupts, restrict_core_dumps
 from slm_local.worker.wire import from_line, to_line
 
 COALESCE_S = 1 / 15
 """Deltas of one kind that come closer together than this go over the pipe as one: no eye sees the difference, and the
 parent, which runs on the cores that decode, is woken less often."""
+FLUSH_S = 0.1
+"""What was held back goes out after so long, where no later delta took it along: a thread that wakes more often holds
+up those that compute, which wait for each other at every layer."""
 LOG_CHECK_S = 1.0
 
 
@@ -32,15 +38,35 @@ def serve(pipe: int, bound_log: Callable[[], None]) -> None:
     """Serve one parent until its pipe closes; never returns."""
     ignore_interrupts()
     restrict_core_dumps()
-    child = _Child(pipe, bound_log)
+    child = _Child(sys.stdin.buffer, os.fdopen(pipe, "wb", buffering=0), bound_log, is_process=True)
     threading.Thread(target=child.read, daemon=True).start()
     threading.Thread(target=child.flush, daemon=True).start()
     child.run()
 
 
+def serve_in_threads(orders: BinaryIO, events: BinaryIO, on_end: Callable[[], None]) -> None:
+    """Serve one parent from threads of its own process until `orders` ends; returns at once.
+
+    Both ends are closed then, and `on_end` is called.
+    """
+    child = _Child(orders, events, lambda: None, is_process=False)
+
+    def drive() -> None:
+        try:
+            child.run()
+        finally:
+            events.close()
+            on_end()
+
+    for target in (child.read, child.flush, drive):
+        threading.Thread(target=target, name=f"slm-engine-{target.__name__}", daemon=True).start()
+
+
 class _Child:
-    def __init__(self, pipe: int, bound_log: Callable[[], None]) -> None:
-        self._out = os.fdopen(pipe, "wb", buffering=0)
+    def __init__(self, orders: BinaryIO, events: BinaryIO, bound_log: Callable[[], None], *, is_process: bool) -> None:
+        self._in, self._out = orders, events
+        self._is_process = is_process
+        self._is_over = False
         self._bound_log = bound_log
         self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._load_control = Control()
@@ -51,6 +77,8 @@ class _Child:
         self._sent_at = 0.0
         self._log_checked_at = 0.0
         self._held: dict[int, ThinkDelta | AnswerDelta] = {}
+        self._begun: set[int] = set()
+        """Requests of which a delta was sent: the first one waits for nothing."""
         self._driving = threading.Lock()
         """Held by the driving thread but for the time in which the backend computes."""
         self._stopping: list[int] = []
@@ -61,8 +89,8 @@ class _Child:
     # ---- the reading thread
 
     def read(self) -> None:
-        """Read messages until the pipe closes, then end the process at once: the parent is gone."""
-        for line in sys.stdin.buffer:
+        """Read messages until the pipe closes, then end, a process at once: the parent is gone."""
+        for line in self._in:
             message = from_line(line)
             if message["op"] == "cancel":
                 self._cancel(message["id"])
@@ -72,7 +100,13 @@ class _Child:
                 if self._driver is not None and message["op"] in ("start", "state", "close"):
                     self._driver.make_way()
                 self._messages.put(message)
-        os._exit(0)
+        if self._is_process:
+            os._exit(0)
+        self._in.close()
+        self._load_control.cancel()
+        if self._driver is not None:
+            self._driver.halt()
+        self._messages.put({"op": "close"})
 
     def _cancel(self, request_id: int) -> None:
         driver = self._driver
@@ -92,17 +126,18 @@ class _Child:
             self._release(request_id)
             is_last = isinstance(event, Done)
             if is_last:
+                self._begun.discard(request_id)
                 self._stopping.append(request_id)
             self._send({"op": "event", "id": request_id, "event": event, "stops": is_last})
 
     # ---- the flushing thread
 
     def flush(self) -> None:
-        """Send what is held back as soon as it is due, also while a step takes long."""
-        while True:
+        """Send what is held back while a step takes long."""
+        while not self._is_over:
             self._holds.wait()
             self._holds.clear()
-            time.sleep(COALESCE_S)
+            time.sleep(FLUSH_S)
             with self._sending:
                 for request_id in list(self._held):
                     self._release(request_id)
@@ -111,7 +146,7 @@ class _Child:
 
     def run(self) -> None:
         """Handle messages and step while anything is live."""
-        while True:
+        while not self._is_over:
             is_busy = self._driver is not None and self._driver.is_busy
             try:
                 message = self._messages.get(block=not is_busy)
@@ -143,15 +178,24 @@ class _Child:
                 case "state":
                     assert self._driver is not None
                     self._send_all(self._driver.move_state(request_id, message["order"]))
+                case "tokens":
+                    assert self._driver is not None
+                    self._send({"op": "tokens", "id": request_id, "tokens": self._driver.tokens(message["order"])})
                 case "close":
-                    if self._driver is not None:
-                        self._driver.close()
-                    os._exit(0)
+                    self._close()
         except SlmError as error:
             self._fail(request_id, error)
         except Exception:
-            traceback.print_exc()  # into the log
+            self._log_bug()
             self._fail(request_id, _our_bug())
+
+    def _close(self) -> None:
+        if self._driver is not None:
+            self._driver.close()
+        if self._is_process:
+            os._exit(0)
+        self._is_over = True
+        self._holds.set()  # for the flushing thread to see it
 
     def _read_ahead(self, name: str, model_path: str) -> None:
         self._ahead = (name, read_ahead(name, model_path, self._load_control, self._progress))
@@ -164,9 +208,10 @@ class _Child:
         facts = driver.load(settings, self._load_control, self._progress)
         self._driver = driver
         self._send({"op": "loaded", "facts": facts})
-        gc.collect()
-        gc.freeze()  # what is loaded stays: later collections need not look at it
-        gc.enable()  # off since the process began
+        if self._is_process:
+            gc.collect()
+            gc.freeze()  # what is loaded stays: later collections need not look at it
+            gc.enable()  # off since the process began
 
     def _progress(self, fraction: float) -> None:
         if int(fraction * 100) > self._shown_percent:
@@ -186,7 +231,7 @@ class _Child:
             try:
                 self._send_all(driver.step())
             except Exception as error:
-                traceback.print_exc()
+                self._log_bug()
                 failure = error if isinstance(error, SlmError) else _our_bug()
                 for request_id in driver.abandon():
                     self._fail(request_id, failure)
@@ -196,6 +241,11 @@ class _Child:
         if now - self._log_checked_at > LOG_CHECK_S:
             self._log_checked_at = now
             self._bound_log()
+
+    def _log_bug(self) -> None:
+        """Write what went wrong into the log; threads have none but the terminal, which is the person's."""
+        if self._is_process or os.environ.get("SLM_DEBUG"):
+            traceback.print_exc()
 
     # ---- sending
 
@@ -208,17 +258,19 @@ class _Child:
             else:
                 self._release(request_id)
                 self._send({"op": "event", "id": request_id, "event": event})
+                if isinstance(event, Done):
+                    self._begun.discard(request_id)
 
     def _hold(self, request_id: int, event: ThinkDelta | AnswerDelta) -> None:
-        """Send a delta at once when the last one was long ago, else leave it to the flushing thread."""
+        """Send a request's first delta, and one after a while without, at once; else with the next, or a bit later."""
         with self._sending:
             held = self._held.get(request_id)
-            if held is not None and type(held) is type(event) and held.injected == event.injected:
-                event = replace(event, text=held.text + event.text, tokens=held.tokens + event.tokens)
-            elif held is not None:
+            joined = joined_deltas(held, event) if held is not None else event
+            if joined is None:
                 self._release(request_id)
-            self._held[request_id] = event
-            if time.monotonic() - self._sent_at >= COALESCE_S:
+            self._held[request_id] = joined or event
+            if request_id not in self._begun or time.monotonic() - self._sent_at >= COALESCE_S:
+                self._begun.add(request_id)
                 self._release(request_id)
             else:
                 self._holds.set()
@@ -232,14 +284,16 @@ class _Child:
 
     def _fail(self, request_id: int, error: SlmError) -> None:
         self._release(request_id)
+        self._begun.discard(request_id)
         self._send({"op": "failed", "id": request_id, "record": error.record()})
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
             with self._sending:
                 self._out.write(to_line(message))
-        except OSError:
-            os._exit(0)  # the parent is gone
+        except (OSError, ValueError):  # the parent is gone
+            if self._is_process:
+                os._exit(0)
 
 
 def _our_bug() -> SlmError:
