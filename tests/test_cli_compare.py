@@ -354,5 +354,5 @@ def on_terminal(*arguments: str) -> Any:
         ["-m", "slm_local", *arguments],
         env=child_environment({"TERM": "xterm-256color"}),
         dimensions=(24, 80),
-        timeout=30,
+        timeout=120,
     )

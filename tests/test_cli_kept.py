@@ -231,7 +231,7 @@ def on_terminal(*arguments: str) -> Any:
     import pexpect
 
     return pexpect.spawn(
-        sys.executable, ["-m", "slm_local", *arguments], env=child_environment({"TERM": "dumb"}), timeout=30
+        sys.executable, ["-m", "slm_local", *arguments], env=child_environment({"TERM": "dumb"}), timeout=120
     )
 
 

@@ -270,4 +270,30 @@ def test_headers_of_found_files_are_remembered(slm: Slm, slm_home: Path, user_ho
     for seed in range(3):
         written(user_home / ".lmstudio" / "models" / "a" / "b" / f"{seed}.gguf", "Some", seed)
     slm("ls")
-    assert len(list((slm_home / "cache" / "headers").iterdir())) == 3
+    kept = [path.read_text(encoding="utf-8") for path in (slm_home / "cache" / "headers").iterdir()]
+    assert sum(json.dumps(str(user_home))[1:-1] in text for text in kept) == 3
+
+
+def test_models_of_the_user_that_run_elsewhere_are_listed_without_asking_their_servers(
+    slm: Slm, slm_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"somebody was called: {arguments}")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    (slm_home / "config").mkdir()
+    of_registry, other = "https://box:8000/v1#big", "http://10.0.0.1:8000/v1#own/model"
+    entries = f'[models.lab]\nbase = "r1-8b"\nremote = "{of_registry}"\n[models.bare]\nremote = "{other}"\n'
+    (slm_home / "config" / "models.toml").write_text(entries, encoding="utf-8")
+    lab, bare = others(slm)
+    assert [row["address"] for row in (lab, bare)] == [of_registry, other]
+    assert {(row["kind"], row["where"], row["here"], row["memory_bytes"]) for row in (lab, bare)} == {
+        ("remote", "elsewhere", False, 0)
+    }
+    assert [row["reference"] for row in (lab, bare)] == ["lab", "bare"]
+    assert (lab["thinks"], bare["context_tokens"]) == (True, None)
+    lines = slm("ls").out.splitlines()
+    assert lines[3].split() == ["lab", "remote", "131,072", "thinks", "elsewhere", of_registry]
+    assert lines[4].split() == ["bare", "remote", "elsewhere", other]
+    assert sum(line.startswith("lab ") for line in slm("ls", "--all").out.splitlines()) == 1

@@ -56,6 +56,12 @@ def test_a_reply_that_ended_before_its_time_says_why_and_what_to_type(reply: Rep
     assert note.is_warning
 
 
+@pytest.mark.parametrize("reply", [replace(REPLY, finish="context"), replace(REPLY, cut="context")])
+def test_no_larger_context_is_advised_than_the_model_was_made_for(reply: Reply) -> None:
+    assert [each.hint for each in notes.endings(reply, Thinking(), 512, 9, 512)] == [None]
+    assert [each.hint for each in notes.endings(reply, Thinking(), 512, 9, 800)] == ["--ctx 800"]
+
+
 @pytest.mark.parametrize(
     ("word", "cut", "said", "hint"),
     [

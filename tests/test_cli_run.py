@@ -300,7 +300,7 @@ def test_a_reader_that_leaves_early_is_no_error(script: ScriptWriter) -> None:
     child.stdout.close()
     said = child.stderr.read().decode()
     child.stderr.close()
-    assert child.wait(30) == 0
+    assert child.wait(120) == 0
     assert "Error" not in said
     assert "error" not in said
 
@@ -318,7 +318,7 @@ def test_ctrl_c_keeps_the_partial_answer_and_exits_with_130(script: ScriptWriter
     assert child.stdout is not None
     assert child.stdout.read(5) == b"first"
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=30)
+    out, err = child.communicate(timeout=120)
     assert child.returncode == 130
     assert (out, err.splitlines()[-1]) == (b"\n", b"stopped")
 
@@ -377,7 +377,7 @@ def test_output_that_can_not_be_written_is_said() -> None:
             stdout=full,
             stderr=subprocess.PIPE,
             check=False,
-            timeout=60,
+            timeout=120,
             env=child_environment(),
         )
     assert done.returncode == 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from slm_local import notes
+from slm_local.backends import check_schema
 from slm_local.cli.calibration import offer_calibration
 from slm_local.cli.fetching import FetchView, confirm
 from slm_local.cli.options import Flags
@@ -44,8 +45,11 @@ class Teller:
     form: Form = "text"
     is_chat: bool = False
 
-    def open(self, reference: str) -> Engine:
-        """Open a model and say what is to be known of it. Errors: those of `open_model`."""
+    def open(self, reference: str, *, schema: str | None = None) -> Engine:
+        """Open a model and say what is to be known of it. Errors: those of `open_model`.
+
+        A schema that its engine can't hold an answer to is refused before it is opened here: `UsageError`.
+        """
         settings = self.flags.settings(self.registry.resolve(reference).settings)
         offer_calibration(
             self.terminal, reference, settings=settings, registry=self.registry, is_quiet=self.flags.quiet
@@ -68,9 +72,10 @@ class Teller:
                 on_status=tell,
                 confirm=ask,
                 on_fetch=view.feed,
+                on_plan=lambda plan: check_schema(plan.backend, schema) if schema is not None else None,
             )
         engine.patience_s = PATIENCE_S if self.terminal.out_is_terminal else None
-        unused = (notes.unused_thinking(engine), notes.unused_early_exit(engine))
+        unused = (notes.unused_thinking(engine), notes.unused_early_exit(engine), notes.kept_open(engine))
         self._say_notes((*engine.notes, *filter(None, unused)), told)
         if self.flags.verbose:
             for line in notes.plan_lines(engine):
@@ -166,10 +171,11 @@ class Teller:
             return
         think, context = engine.thinking(), engine.plan.context_tokens
         limit = engine.settings.max_tokens
-        endings = notes.endings(outcome.reply, think, context, limit)
+        longest = engine.facts.trained_context_tokens
+        endings = notes.endings(outcome.reply, think, context, limit, longest)
         lowered = None
         if outcome.started is not None and engine.spec.thinks:
-            lowered = notes.lowered(outcome.started, think, limit, engine.facts.trained_context_tokens)
+            lowered = notes.lowered(outcome.started, think, limit, longest)
         outgrown = None if self.flags.quiet else notes.outgrown(engine.plan, outcome.reply)
         for note in (*([lowered] if lowered else []), *endings):
             self.terminal.say(note.text, YELLOW if note.is_warning else DIM)

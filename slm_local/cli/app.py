@@ -40,8 +40,11 @@ COMMANDS = {
     "ls": _Entry("ls", "", "the models that are here; --all: the registry, too"),
     "show": _Entry("show", "MODEL", "what is known about a model"),
     "plan": _Entry("plan", "MODEL", "every way to run it on this machine, with reasons"),
+    "ps": _Entry("ps", "", "the models that a server has open"),
+    "stop": _Entry("stop", "[MODEL]", "close one, or all"),
     "doctor": _Entry("doctor", "", "this machine, what it can use, what mends the rest"),
     "bench": _Entry("bench", "MODEL", "how fast it is, beside what the memory allows"),
+    "serve": _Entry("serve", "[MODEL...]", "an OpenAI-compatible server over warm models"),
     "rm": _Entry("rm", "MODEL", "remove what was fetched"),
     "verify": _Entry("verify", "[MODEL]", "hash the files that are here again"),
     "convert": _Entry("convert", "MODEL", "to OpenVINO, from the original weights"),
@@ -52,7 +55,6 @@ ALIASES = {"list": "ls"}
 EXAMPLES = """\
   slm run tiny-reasoner "What is 47 + 38?"   watch it think, then answer
   cat notes.txt | slm run MODEL "Sum up"     stdout is the answer, nothing else
-  slm chat MODEL                             a conversation; F1 inside it
 """
 
 
@@ -139,10 +141,10 @@ class _Commands(TyperGroup):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what slm is, three examples and the commands, without importing any."""
-        formatter.write(f"slm {__version__} · small language models that think, on this machine\n\n{EXAMPLES}")
+        formatter.write(f"slm {__version__} · small language models that think, on this machine\n{EXAMPLES}")
         with formatter.section("Commands"):
             formatter.write_dl([(f"{name} {entry.usage}".strip(), entry.summary) for name, entry in COMMANDS.items()])
-        formatter.write("\nslm COMMAND --help lists its flags; slm --version says which slm this is.\n")
+        formatter.write("slm COMMAND --help lists its flags; slm --version says which slm this is.\n")
 
 
 def _print_version(is_asked: bool) -> None:

@@ -39,6 +39,7 @@ from slm_local.forecast.plans import machine_line
 from slm_local.hardware import Hardware, probe
 from slm_local.measured import engine_version
 from slm_local.model import Plan
+from slm_local.notes import threads_words
 from slm_local.registry import Registry
 from slm_local.sanitize import shell_word
 from slm_local.selector import duration, gigabytes
@@ -101,7 +102,7 @@ def command(
     for note in choice.notes:
         terminal.say(note, DIM)
     plans = raceable(choice)
-    hardware = probe(devices=any(plan.device != "cpu" for plan in plans))
+    hardware = probe(devices=any(plan.device not in ("cpu", "remote") for plan in plans))
     if calibrate:
         if flags.threads is not None:
             raise UsageError(
@@ -152,14 +153,17 @@ def _calibrate(terminal: Terminal, choice: Choice, hardware: Hardware, registry:
 
 def _write_bench(terminal: Terminal, done: Bench, hardware: Hardware) -> None:
     plan = done.plan
-    threads = f"{plan.threads} {'thread' if plan.threads == 1 else 'threads'}"
     version = engine_version(plan.backend)
     engine = f"{plan.backend} {version}".strip()
-    terminal.line(f"{plan.spec.id} {plan.variant.quant} · {engine} on {plan.device} · {threads}")
+    terminal.line(f"{plan.spec.id} {plan.variant.quant} · {engine} on {plan.device}{threads_words(plan)}")
     terminal.line(machine_line(replace(hardware, read_gb_s=done.limit.read_gb_s)))
     terminal.line()
     rows = [
-        ("load", *_seconds(done.spread("load_s")), "process, runtime and weights"),
+        (
+            "load",
+            *_seconds(done.spread("load_s")),
+            "process, runtime and weights" if plan.threads else "finding the server",
+        ),
         ("first token, cold", *_seconds(done.spread("cold_s")), f"load and a prompt of {done.prompt_tokens} tokens"),
         ("first token, warm", *_seconds(done.spread("warm_s")), "the same prompt, in the KV cache"),
         ("prefill", *_rates(done.spread("prefill_tps")), f"{done.prompt_tokens} new tokens"),

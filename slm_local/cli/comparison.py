@@ -208,7 +208,8 @@ class Comparison:
             return
         settings = self.settings_for(result.reference)
         think = settings.think if settings.think != Thinking() else result.plan.spec.thinking
-        for note in notes.endings(result.reply, think, result.plan.context_tokens, settings.max_tokens):
+        context, longest = result.plan.context_tokens, result.plan.spec.context_tokens
+        for note in notes.endings(result.reply, think, context, settings.max_tokens, longest):
             self.terminal.say(f"{result.reference}: {note.text}", YELLOW if note.is_warning else DIM)
             if note.hint:
                 self.terminal.hint(note.hint)
@@ -217,8 +218,7 @@ class Comparison:
 
     def _say_details(self, plan: Plan, reply: Reply) -> None:
         """Say how a lane ran and how long each part of it took."""
-        threads = f"{plan.threads} thread{'s' * (plan.threads != 1)}"
-        head = f"{plan.spec.id} {plan.variant.quant} · {plan.backend} on {plan.device} · {threads}"
+        head = f"{plan.spec.id} {plan.variant.quant} · {plan.backend} on {plan.device}{notes.threads_words(plan)}"
         for line in (f"{head} · context {plan.context_tokens:,}", *plan.reasons, *notes.timing_lines(reply)):
             self.terminal.say(line, DIM)
 

@@ -7,6 +7,10 @@ import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ANSWERING = ("run", "chat")
 """Commands that, with a model named, start an engine."""
@@ -40,8 +44,23 @@ def _engine_ahead(words: Sequence[str]) -> Iterator[None]:
     references = [os.path.abspath(word) if os.path.exists(word) else word for word in words[1:]]
     backend = words[words.index("--backend") + 1] if "--backend" in words[:-1] else None
     with contextlib.suppress(SlmError):  # a folder that can't be made: said by who needs it
-        ahead.start(make_folder(paths().logs), ahead.likely_for(paths().cache, references, backend))
+        if "--fresh" in words or not (_wants_server(words) or _is_served(paths().server_file)):
+            ahead.start(make_folder(paths().logs), ahead.likely_for(paths().cache, references, backend))
     try:
         yield
     finally:
         ahead.end()
+
+
+def _is_served(file: Path) -> bool:
+    """Tell whether a server of the user's runs, which most likely opens the model or has it open."""
+    if not file.exists():
+        return False
+    from slm_local.worker.attached import is_up
+
+    return is_up(file)
+
+
+def _wants_server(words: Sequence[str]) -> bool:
+    """Tell whether a server is started where none runs."""
+    return bool(os.environ.get("SLM_KEEP_ALIVE")) or any(word.startswith("--keep-alive") for word in words)

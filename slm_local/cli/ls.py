@@ -1,4 +1,4 @@
-"""`slm ls`: the models that are here, ours and other programs'; with `--all` those of the registry, too."""
+"""`slm ls`: what is here, ours and other programs', and the user's own elsewhere; with `--all` the registry, too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from slm_local.cli.render import DIM, YELLOW, Terminal
-from slm_local.forecast.listing import HEAD, rows_absent, rows_here
+from slm_local.forecast.listing import HEAD, rows_absent, rows_elsewhere, rows_here
 from slm_local.hardware import probe
 from slm_local.paths import paths
 from slm_local.registry import load_registry
@@ -18,7 +18,10 @@ def command(
     everything: Annotated[bool, typer.Option("--all", help="the registry, too, newest and fitting first")] = False,
     json: Annotated[bool, typer.Option("--json", help="a JSON list, with more facts")] = False,
 ) -> int:
-    """List the models that are here, other programs' too; fit and speed are foretold for this machine, not measured."""
+    """List the models that are here, other programs' too, and those of yours that run elsewhere.
+
+    Fit and speed are foretold for this machine, not measured. No server is asked for anything.
+    """
     terminal: Terminal = context.obj
     folders = paths()
     registry = load_registry(folders.config / "models.toml")
@@ -26,6 +29,7 @@ def command(
         terminal.say(warning, YELLOW)
     hardware = probe()
     rows, remarks = rows_here(registry, hardware, folders, terminal.status)
+    rows += rows_elsewhere(registry, hardware)
     if everything:
         here = {row.spec.id for row in rows}
         rows += rows_absent([spec for spec in registry.models if spec.id not in here], hardware)

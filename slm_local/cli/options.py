@@ -131,6 +131,13 @@ class Flags(EngineFlags):
         str | None, _flag("--pace", group=SHOWN, metavar="N", text="show N tokens a second; 0 shows them as they come")
     ] = None
 
+    keep_alive: Annotated[
+        str | None,
+        _flag("--keep-alive", group=MACHINE, metavar="TIME", text="keep the model open behind it: 10m, 2h, forever"),
+    ] = None
+    fresh: Annotated[
+        bool, _flag("--fresh", group=MACHINE, text="an engine of its own, though a server has the model open")
+    ] = False
     no_log: Annotated[bool, _flag("--no-log", group=SHOWN, text="don't keep it in the history")] = False
     no_speculation: Annotated[
         bool, _flag("--no-speculation", group=MACHINE, text="guess no tokens ahead: decode one by one")
@@ -147,12 +154,13 @@ class Flags(EngineFlags):
         if len(set(asked.values())) > 1:
             given = " and ".join(flag if flag == "--no-think" else f"{flag} {word}" for flag, word in asked.items())
             raise UsageError(f"{given} contradict each other", hint=f"--think {next(iter(asked.values()))}")
-        names = ("system", "top_p", "top_k", "min_p", "seed", "max_tokens", "answer_reserve")
+        names = ("system", "top_p", "top_k", "min_p", "seed", "max_tokens", "answer_reserve", "keep_alive")
         return {
             **EngineFlags.given(self),
             **{name: getattr(self, name) for name in names},
             "think": next(iter(asked.values()), None),
             "loop_guard": False if self.no_loop_guard else None,
+            "fresh": self.fresh or None,
             "early_exit": self.early_exit or None,
             "hide_thinking": self.hide_thinking or None,
             "log": False if self.no_log else None,

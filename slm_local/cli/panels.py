@@ -17,7 +17,7 @@ from rich.text import Text
 from slm_local.cli.render import Terminal, rule
 from slm_local.cli.stream import Outcome
 from slm_local.cli.views import show_reading, thinking_head
-from slm_local.generation import AnswerDelta, Done, Note, PromptProgress, Started, StreamEvent, ThinkDelta
+from slm_local.generation import AnswerDelta, Done, Note, PromptProgress, PromptScores, Started, StreamEvent, ThinkDelta
 from slm_local.markdown.blocks import Block, BlockSplitter
 from slm_local.markdown.rendering import rendered, rendered_tail
 from slm_local.sanitize import Visible, one_line
@@ -69,7 +69,7 @@ class PanelView:
                 if self._blocks is None:
                     self._begin_answer(at_s)
                 self._feed_answer(self._visible.feed(event.text))
-            case Note() | Done():
+            case Note() | PromptScores() | Done():
                 pass
             case _:
                 assert_never(event)

@@ -39,7 +39,9 @@ def command(
     choice = choose(model, settings=settings, registry=registry)
     for note in choice.notes:
         terminal.say(note, DIM)
-    hardware = probe(devices=any(plan.device != "cpu" for plan in choice.plans))  # asked just now: it is remembered
+    hardware = probe(
+        devices=any(plan.device not in ("cpu", "remote") for plan in choice.plans)
+    )  # asked just now: it is remembered
     forecasts = [forecast(plan, hardware) for plan in choice.plans]
     if json:
         terminal.json([each.values() for each in forecasts])

@@ -5,6 +5,7 @@ Nothing is replaced in silence: bytes that are no UTF-8 are told of, a file that
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import Sequence
@@ -85,18 +86,29 @@ def whole_text(data: bytes, terminal: Terminal, where: str) -> str:
     return text
 
 
-def file_text(name: str) -> str:
-    """Return the text of a file given with `-f`. `UsageError` for one that is missing or no text."""
+def schema_text(name: str) -> str:
+    """Return the text of a file with a JSON Schema. `UsageError` for one that is missing or no JSON."""
+    text = file_text(name, "--schema")
+    try:
+        json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--schema {name} is no JSON: {error}", hint=f"python -m json.tool {name}") from error
+    return text
+
+
+def file_text(name: str, flag: str = "-f") -> str:
+    """Return the text of a file given with a flag. `UsageError` for one that is missing or no text."""
     path = Path(name).expanduser()
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"-f {name}: {error.strerror}", hint=f"ls -l {name}") from error
+        raise UsageError(f"{flag} {name}: {error.strerror}", hint=f"ls -l {name}") from error
     if b"\0" in data:
-        raise UsageError(f"-f {name} is a binary file, not text", hint=f"file {name}")
+        raise UsageError(f"{flag} {name} is a binary file, not text", hint=f"file {name}")
     try:
         return data.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"-f {name} is not UTF-8 text: byte {error.start + 1}", hint=f"iconv -f latin1 -t utf-8 {name} > text.txt"
+            f"{flag} {name} is not UTF-8 text: byte {error.start + 1}",
+            hint=f"iconv -f latin1 -t utf-8 {name} > text.txt",
         ) from error

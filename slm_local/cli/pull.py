@@ -46,6 +46,8 @@ def command(
     registry = registry_here(terminal)
     resolved = registry.resolve(model)
     flags = {"quant": quant, "offline": offline or None}
+    if resolved.kind == "url":
+        raise UsageError(f"{model} runs elsewhere: there is nothing to fetch", hint=f"slm run {shell_word(model)}")
     settings = load_settings(flags, reference_settings=resolved.settings)
     meaning = _checkpoint(resolved, settings) if checkpoint else mean(model, settings=settings, registry=registry)
     if not settings.offline:

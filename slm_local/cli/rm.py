@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from slm_local.cli.answering import registry_here
-from slm_local.cli.render import Terminal, can_ask
+from slm_local.cli.render import DIM, Terminal, can_ask
 from slm_local.download.kept import KeptModel, kept_of, remove, resolved_kept
 from slm_local.errors import Interrupted, UsageError
 from slm_local.model import gigabytes
 from slm_local.paths import paths
 from slm_local.sanitize import shell_word
+from slm_local.worker.attached import ask, read_server_file
 
 
 def command(
@@ -43,11 +44,24 @@ def command(
     elif not yes:
         total = gigabytes(sum(each.size_bytes for each in chosen))
         raise UsageError(f"removing {model} ({total}) is not asked about here", hint=f"slm rm {shell_word(model)} -y")
+    _free_in_server(terminal, chosen)
     freed = sum(remove(each, models_dir) for each in chosen)
     for each in chosen:
         terminal.line(f"removed {_place(each, models_dir)}")
     terminal.line(f"{freed:,} bytes freed ({gigabytes(freed)})")
     return 0
+
+
+def _free_in_server(terminal: Terminal, chosen: Sequence[KeptModel]) -> None:
+    """Have the user's server close what it has open of that; `UsageError` where somebody is at it there."""
+    server = read_server_file(paths().server_file)
+    if server is None:
+        return
+    for each in chosen:
+        whole = any(file.is_whole for file in each.files)  # what is partial is open nowhere
+        answer = ask(server, {"op": "free", "target": str(each.target)}) if whole else None
+        for name in answer["models"] if answer is not None else ():
+            terminal.say(f"{name} was closed in the server", DIM)
 
 
 def _of_quant(model: str, kept: Sequence[KeptModel], quant: str | None) -> Sequence[KeptModel]:

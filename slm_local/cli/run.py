@@ -8,8 +8,8 @@ import typer
 
 from slm_local.cli.answering import Form, Teller, registry_here, subject_of
 from slm_local.cli.keeping import Kept, kept_chat, opened_store
-from slm_local.cli.options import SAMPLING, SHOWN, ChatFlags, takes
-from slm_local.cli.prompt import file_text, joined_prompt, split_model
+from slm_local.cli.options import ASKED, SAMPLING, SHOWN, ChatFlags, takes
+from slm_local.cli.prompt import file_text, joined_prompt, schema_text, split_model
 from slm_local.cli.render import Terminal
 from slm_local.cli.views import Subject, nothing_yet, reply_object
 from slm_local.engine import Engine
@@ -27,6 +27,12 @@ def command(
     context: typer.Context,
     flags: ChatFlags,
     words: Annotated[list[str] | None, typer.Argument(metavar="MODEL [PROMPT]...", show_default=False)] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--schema", metavar="FILE", help="a JSON Schema that the answer has to match", rich_help_panel=ASKED
+        ),
+    ] = None,
     samples: Annotated[
         str | None,
         typer.Option("--samples", metavar="N", help="answer it N times at once", rich_help_panel=SAMPLING),
@@ -49,6 +55,7 @@ def command(
     form: Form = "json" if json else "jsonl" if jsonl else "text"
     run = _Run(terminal, flags, form)
     try:
+        run.schema = None if schema is None else schema_text(schema)
         run.has_samples = vote or samples is not None
         if run.has_samples:
             from slm_local.cli.sampling import wanted
@@ -71,6 +78,7 @@ class _Run:
         self.subject = Subject(model="", prompt="")
         self.has_samples = False
         self.samples: Samples | None = None
+        self.schema: str | None = None
         self.has_written = False
 
     def write_failure(self, error: SlmError) -> None:
@@ -114,10 +122,11 @@ class _Run:
     def _answer(self, teller: Teller, reference: str, prompt: str, kept: Kept | None, begins: str) -> int:
         self.subject = Subject(model=reference, prompt=prompt)
         control = Control()
-        with signalled(control.end_thinking), teller.open(reference) as engine:
+        with signalled(control.end_thinking), teller.open(reference, schema=self.schema) as engine:
             self.subject = subject_of(engine, prompt)
             number = kept.id if kept else None
             session = ChatSession(engine, store=teller.store, kind="run", chat=number, begins=begins)
+            session.schema = self.schema
             if self.samples is not None:
                 return self._sample(teller, engine, session, self.samples)
             events = session.send(prompt, control)
@@ -153,6 +162,8 @@ class _Run:
     def _chat(self, teller: Teller, reference: str, kept: Kept | None) -> int:
         if self.samples is not None:
             raise UsageError("samples are drawn of a prompt", hint=f'slm run {reference} "..." --samples 8 --vote')
+        if self.schema is not None:
+            raise UsageError("--schema needs a prompt", hint=f'slm run {reference} "..." --schema FILE')
         if self._form != "text":
             raise UsageError(f"--{self._form} needs a prompt", hint=f'slm run {reference} "..." --{self._form}')
         from slm_local.cli.chat import chat

@@ -134,7 +134,8 @@ def _say_outcome(teller: Teller, engine: Engine, session: ChatSession, shown: Sa
 def _say_endings(teller: Teller, engine: Engine, ended: Sequence[Sample]) -> None:
     """Say why thinking and replies ended before their time, each reason once with how many it holds for."""
     think, context, limit = engine.thinking(), engine.plan.context_tokens, engine.settings.max_tokens
-    counts = Counter(note for each in ended for note in notes.endings(each.reply, think, context, limit))
+    longest = engine.facts.trained_context_tokens
+    counts = Counter(note for each in ended for note in notes.endings(each.reply, think, context, limit, longest))
     for note, count in counts.items():
         teller.terminal.say(f"{count} of {len(ended)} samples: {note.text}", YELLOW if note.is_warning else DIM)
         if note.hint:

@@ -14,15 +14,16 @@ from slm_local.cli.options import MACHINE, SHOWN
 from slm_local.cli.render import DIM, Terminal
 from slm_local.config import load_settings
 from slm_local.engine import Meaning, mean, ranked
-from slm_local.errors import SlmError
+from slm_local.errors import SlmError, UsageError
 from slm_local.fit import KV_BYTES_PER_VALUE, training_flops
 from slm_local.forecast.thinking import thinking_words
 from slm_local.generation import Message, ReasoningTags, ThinkControl
 from slm_local.gguf_header import GgufHeader, checked_header
+from slm_local.handover import ENGINES, EngineName, handover
 from slm_local.model import ModelSpec, Scores, Variant
 from slm_local.paths import paths
 from slm_local.registry.local import checkpoint_here
-from slm_local.sanitize import one_line
+from slm_local.sanitize import one_line, shell_word
 from slm_local.selector import gigabytes
 from slm_local.template import ChatTemplate, prompt_for
 
@@ -50,16 +51,29 @@ def command(
     offline: Annotated[
         bool, typer.Option("--offline", help="open no socket: only what is here", rich_help_panel=MACHINE)
     ] = False,
+    serve_with: Annotated[
+        str | None,
+        typer.Option(
+            "--serve-with",
+            metavar="ENGINE",
+            help="the command for vllm, ovms or llama-server",
+            rich_help_panel=SHOWN,
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="one JSON object with every fact", rich_help_panel=SHOWN)
     ] = False,
 ) -> int:
     """Show what is known about a model: origin, size, forms, sampling, how it thinks; nothing is fetched or loaded."""
+    engine = _engine(serve_with) if serve_with is not None else None
     terminal: Terminal = context.obj
     registry = registry_here(terminal)
     resolved = registry.resolve(model)
     here: tuple[Variant, ...] = ()
     costs: list[tuple[str, str]] = []
+    if engine is not None and resolved.kind == "url":
+        raise UsageError(f"{model} runs elsewhere already, at {resolved.url}", hint=f"slm run {shell_word(model)}")
     if resolved.kind == "url" and resolved.spec is not None:
         spec = resolved.spec
     else:
@@ -68,6 +82,8 @@ def command(
         spec, here = meaning.spec, meaning.here
         for note in meaning.notes:
             terminal.say(note, DIM)
+        if engine is not None:
+            return _serve_with(terminal, engine, meaning, as_json=json)
         costs = _costs(meaning) if verbose and spec.thinks and not json else []
     if json:
         terminal.json(_values(spec, here))
@@ -79,6 +95,30 @@ def command(
         terminal.line()
         for name, value in _form(variant, shows_digests=verbose):
             _write(terminal, name, value)
+    return 0
+
+
+def _engine(name: str) -> EngineName:
+    """Return the engine that was named. Errors: `UsageError`."""
+    for engine in ENGINES:
+        if name.lower() == engine:
+            return engine
+    raise UsageError(f"--serve-with takes {', '.join(ENGINES)}, not {name}", hint="--serve-with vllm")
+
+
+def _serve_with(terminal: Terminal, engine: EngineName, meaning: Meaning, *, as_json: bool) -> int:
+    """Write the command by which another engine serves the model to stdout, and what else is to be known to stderr."""
+    settings = meaning.settings
+    other = handover(engine, meaning.spec, meaning.here, context_tokens=settings.context_tokens, quant=settings.quant)
+    if as_json:
+        words = [word for part in other.parts for word in part]
+        values = {"engine": engine, "command": words, "address": other.address, "model": other.model}
+        terminal.json({**values, "remarks": list(other.remarks)})
+        return 0
+    terminal.write(other.command + "\n")
+    for remark in other.remarks:
+        terminal.say(f"note: {remark}", DIM)
+    terminal.hint(f"once it runs: slm run {shell_word(f'{other.address}#{other.model}')}")
     return 0
 
 

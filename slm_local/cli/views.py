@@ -11,7 +11,18 @@ from typing import Any, assert_never
 from slm_local.cli.render import DIM, RESET, Terminal, rule
 from slm_local.cli.stream import Outcome
 from slm_local.errors import SlmError
-from slm_local.generation import AnswerDelta, Done, Note, PromptProgress, Reply, Started, StreamEvent, ThinkDelta, Usage
+from slm_local.generation import (
+    AnswerDelta,
+    Done,
+    Note,
+    PromptProgress,
+    PromptScores,
+    Reply,
+    Started,
+    StreamEvent,
+    ThinkDelta,
+    Usage,
+)
 from slm_local.metrics import Collector
 from slm_local.model import Plan
 from slm_local.sanitize import Visible
@@ -87,7 +98,7 @@ def delta_values(event: StreamEvent) -> tuple[str, dict[str, Any]] | None:
             return "think" if isinstance(event, ThinkDelta) else "answer", {"text": event.text, **injected}
         case Note():
             return "note", {"text": event.text}
-        case ThinkDelta() | AnswerDelta() | Started() | PromptProgress() | Done():
+        case ThinkDelta() | AnswerDelta() | Started() | PromptProgress() | PromptScores() | Done():
             return None
         case _:
             assert_never(event)
@@ -126,7 +137,7 @@ class PlainView:
             case Started() | PromptProgress():
                 if not self._is_quiet:
                     show_reading(self._terminal, event)
-            case Note() | Done():
+            case Note() | PromptScores() | Done():
                 pass
             case _:
                 assert_never(event)

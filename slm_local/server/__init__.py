@@ -1,0 +1,1 @@
+"""Models kept open in one process for many askers."""
