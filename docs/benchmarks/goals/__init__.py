@@ -1,6 +1,6 @@
 """What is promised about speed, a file a goal; docs/benchmarks/peers.py runs them."""
 
-from . import cancel, decode, footprint, overhead, prefill, resume, samples, start, turns
+from . import cancel, decode, footprint, overhead, prefill, resume, samples, serve, start, turns
 from .scripts import GOALS as SCRIPTS
 from .setup import Goal, Setup
 
@@ -14,6 +14,7 @@ GOALS: tuple[Goal, ...] = (
     footprint.GOAL,
     resume.GOAL,
     cancel.GOAL,
+    serve.GOAL,
     *SCRIPTS,
 )
 """In the order of the table in docs/benchmarks.md."""

@@ -22,6 +22,8 @@ from .setup import Setup
 from .tools import flags
 
 START_S = 300.0
+ONE_REQUEST = httpx.Limits(max_keepalive_connections=0)
+"""A connection for each request: llama-server closes idle ones, sometimes just as the next request comes."""
 ANSWER_S = 3600.0
 SAMPLING = {"temperature": 1.0, "top_k": 40, "top_p": 1.0, "min_p": 0.0, "seed": 1, "cache_prompt": True}
 
@@ -53,8 +55,13 @@ class Server:
             stderr=subprocess.STDOUT,
             env=setup.tools.environment,
         )
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_S)
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_S, limits=ONE_REQUEST)
         self._wait()
+
+    @property
+    def client(self) -> httpx.Client:
+        """Return what asks it."""
+        return self._client
 
     @property
     def pid(self) -> int:
