@@ -7,7 +7,7 @@ from typing import Literal
 
 from slm_local.generation import ReasoningTags, ThinkControl, Thinking
 
-VariantKind = Literal["gguf", "openvino", "checkpoint"]
+VariantKind = Literal["gguf", "openvino", "checkpoint", "remote"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,11 @@ class Variant:
     verified: bool = True
     """False: repository or file known second-hand only."""
     path: str | None = None
-    """Where it lies on this disk, if it does."""
+    """Where it lies on this disk, if it does; the address of the server, for one that runs elsewhere."""
+    served_as: str = ""
+    """What that server calls it."""
+    key_env: str = ""
+    """The variable that holds the key for that server, where the entry names one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from shlex import quote
@@ -34,6 +36,26 @@ class Note:
     """False for what was asked for."""
 
 
+def kept_open(engine: Engine) -> str | None:
+    """Return how long a model stays open behind the command, and what ends that; None where nobody asked for it."""
+    asked_s = engine.settings.keep_alive_s
+    if not asked_s or not engine.service:
+        return None
+    time = "until it is stopped" if math.isinf(asked_s) else f"for {time_words(asked_s)} after its last use"
+    return f"{engine.spec.id} stays open {time} · slm ps shows it, slm stop ends it"
+
+
+def time_words(seconds: float) -> str:
+    """Write a time in the two units that matter: 45 s, 9 min 30 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    unit, larger, smaller = (60, "min", "s") if whole < 3600 else (3600, "h", "min")
+    first, rest = divmod(whole, unit)
+    rest = rest if unit == 60 else rest // 60
+    return f"{first} {larger}" + (f" {rest} {smaller}" if rest else "")
+
+
 KEEPING = "keeping the chat warm…"
 LONG_KEEPING_S = 1.0
 """A state that takes longer to be saved than this is spoken of."""
@@ -43,17 +65,22 @@ def plan_lines(engine: Engine) -> list[str]:
     """Return the plan with its reasons and the applied defaults, for `-v`."""
     plan, facts = engine.plan, engine.facts
     sampling = engine.sampling()
-    threads = f"{plan.threads} thread{'s' * (plan.threads != 1)}"
     lines = [
         f"model:     {plan.spec.id} · {plan.variant.quant} · {plan.variant.path or plan.variant.repo or ''}",
-        f"engine:    {plan.backend} on {plan.device} · {threads} · context {facts.context_tokens:,}",
+        f"engine:    {plan.backend} on {plan.device}{threads_words(plan)} · context {facts.context_tokens:,}",
         *_listed("because:", plan.reasons),
         f"sampling:  {sampling_words(sampling)}",
         f"think:     {think_words(engine)}{EARLY if engine.settings.early_exit else ''}",
     ]
     if plan.spec.advises_against_system and (engine.settings.system or plan.spec.system):
         lines.append("system:    at the head of the first prompt, for its makers advise against a system prompt")
+    lines += [f"server:    {engine.service}"] if engine.service else []
     return lines + _listed("notes:", (*facts.notes, *plan.spec.notes))
+
+
+def threads_words(plan: Plan) -> str:
+    """Return with how many threads a plan computes, to stand behind its engine; empty for what runs elsewhere."""
+    return f" · {plan.threads} thread{'s' * (plan.threads != 1)}" if plan.threads else ""
 
 
 def think_words(engine: Engine) -> str:
@@ -125,17 +152,29 @@ def timing_lines(reply: Reply) -> list[str]:
         f"eval duration:         {timings.decode_s:.3f} s",
         f"eval rate:             {timings.decode_tps:.1f} tokens/s",
         *_drafts(usage),
-        f"peak memory:           {gigabytes(timings.peak_rss_bytes)}",
+        *([f"peak memory:           {gigabytes(timings.peak_rss_bytes)}"] if timings.peak_rss_bytes else []),
     ]
 
 
-def endings(reply: Reply, think: Thinking, context_tokens: int, max_tokens: int | None) -> list[Note]:
-    """Return why thinking and the reply ended before their time, and what to type; nothing for one that is whole."""
-    notes = [_thinking_end(reply, think, context_tokens, max_tokens), _reply_end(reply, context_tokens, max_tokens)]
+def endings(
+    reply: Reply, think: Thinking, context_tokens: int, max_tokens: int | None, longest_tokens: int | None = None
+) -> list[Note]:
+    """Return why thinking and the reply ended before their time, and what to type; nothing for one that is whole.
+
+    `longest_tokens` is the longest context that the model was made for; None: it is not known.
+    """
+    more = None
+    if longest_tokens is None or context_tokens < longest_tokens:
+        more = f"--ctx {min(2 * context_tokens, longest_tokens or sys.maxsize)}"
+    full = Note(f"the context of {context_tokens:,} tokens is full: the reply was cut", more)
+    notes = [
+        _thinking_end(reply, think, more, max_tokens),
+        full if reply.finish == "context" else _reply_end(reply, max_tokens),
+    ]
     return [note for note in notes if note is not None]
 
 
-def _thinking_end(reply: Reply, think: Thinking, context_tokens: int, max_tokens: int | None) -> Note | None:
+def _thinking_end(reply: Reply, think: Thinking, more_context: str | None, max_tokens: int | None) -> Note | None:
     words = cut_words(reply.cut, think)
     is_said = (reply.cut, reply.finish) in (("max_tokens", "length"), ("context", "context"))
     if not words or is_said:
@@ -145,7 +184,7 @@ def _thinking_end(reply: Reply, think: Thinking, context_tokens: int, max_tokens
         case "budget" | "time":
             return Note(text, _more_thinking(think), is_warning=False)
         case "context":
-            return Note(text, f"--ctx {2 * context_tokens}")
+            return Note(text, more_context)
         case "max_tokens":
             return Note(text, f"--max-tokens {2 * (max_tokens or 1024)}")
         case "loop":
@@ -163,15 +202,11 @@ def _more_thinking(think: Thinking) -> str:
     return f"--think {NEXT_WORDS.get(think.word, 'max')}"
 
 
-def _reply_end(reply: Reply, context_tokens: int, max_tokens: int | None) -> Note | None:
+def _reply_end(reply: Reply, max_tokens: int | None) -> Note | None:
     match reply.finish:
         case "length":
             what = "thinking" if not reply.answer else "the answer" if reply.cut != "max_tokens" else "the reply"
             return Note(f"{what} was cut at {max_tokens:,} tokens", f"--max-tokens {2 * (max_tokens or 1024)}")
-        case "context":
-            return Note(
-                f"the context of {context_tokens:,} tokens is full: the reply was cut", f"--ctx {2 * context_tokens}"
-            )
         case "loop":
             return Note("the answer repeated itself and was stopped", REPEATS_LESS)
         case "empty":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from slm_local.engine import Engine, Warming
@@ -63,6 +63,8 @@ class ChatSession:
         self.engine = engine
         self.system = system if system is not None else engine.system
         self.think: Thinking = engine.settings.think
+        self.schema: str | None = None
+        """A JSON Schema, as text, that answers have to match."""
         self.last_reply: Reply | None = None
         self.unanswered: str | None = None
         """The prompt said last, where no answer to it was kept; `regenerate` asks it again."""
@@ -217,7 +219,7 @@ class ChatSession:
         self.restored = restore() if restore is not None else None
 
     def _request(self, text: str) -> GenerationRequest:
-        return self.engine.request(self._next(text), think=self.think)
+        return replace(self.engine.request(self._next(text), think=self.think), schema=self.schema)
 
     def regenerate(self, control: Control | None = None) -> Iterator[StreamEvent]:
         """Answer the last prompt anew; the old answer stays when there is no new one. Errors: `UsageError`."""

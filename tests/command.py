@@ -71,7 +71,7 @@ def slm_process(
         input=stdin,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=120,
         env=child_environment(variables),
     )
 

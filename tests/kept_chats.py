@@ -47,6 +47,6 @@ def child(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
         env=child_environment(),
     )

@@ -143,6 +143,15 @@ def test_bench_stays_within_a_short_context(script: ScriptWriter) -> None:
     assert (done.prompt_tokens, done.decoded_tokens) == (32, 32)
 
 
+def test_sequences_at_once_that_were_not_measured_are_told_of(
+    script: ScriptWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speeds_module, "measure_batches", lambda engine, control: ())
+    chosen = choose(f"scripted:{script(*[{'text': 'on '}] * 10_000)}@ctx=64")
+    done = bench(Engine(chosen), probe(), rounds=1)
+    assert any("several sequences at once were not measured" in remark for remark in done.remarks)
+
+
 def test_bench_refreshes_the_bandwidth_that_is_kept(endless: Choice, quick: list[float]) -> None:
     quick[:] = [40.0, 60.0]
     done = bench(Engine(endless), probe(), rounds=1)
@@ -288,7 +297,10 @@ def test_plans_stay_loaded_where_memory_has_room_for_all(
     assert len(started) == loads
 
 
-def test_a_plan_that_fails_drops_out_and_the_others_go_on(endless: Choice, script: ScriptWriter) -> None:
+def test_a_plan_that_fails_drops_out_and_the_others_go_on(
+    endless: Choice, script: ScriptWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "PLAUSIBLE_TPS", (0.0, inf))  # a script's prompt is read in no time
     broken = choose(f"scripted:{script(setup={'load_fault': 'exit'}, name='broken')}").plans[0]
     done = calibrate(replace(endless, plans=(broken, *endless.plans)), probe())
     first, second = done.racers

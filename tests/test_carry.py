@@ -395,7 +395,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(ours: Path, stick: Path) -> 
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
         env=child_environment(),
     )
     assert done.returncode == 3, done.stderr

@@ -18,18 +18,16 @@ from slm_local.errors import (
     DownloadFailed,
     Interrupted,
     ModelBroken,
+    RemoteFailed,
     UnknownModel,
     UsageError,
     WorkerCrashed,
 )
-from slm_local.generation import AnswerDelta, Control, Done, Message, Sampling, Thinking
+from slm_local.generation import AnswerDelta, Control, Done, Message, Sampling, Thinking, TokenOrder
 from slm_local.model import ModelSpec
 from tests.conftest import ScriptWriter
 
-
-@pytest.fixture(autouse=True)
-def scripted_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLM_SCRIPTED", "1")
+pytestmark = pytest.mark.usefixtures("scripted_allowed")
 
 
 @pytest.fixture
@@ -56,6 +54,15 @@ def test_a_new_child_takes_over_when_one_died(hello: Engine) -> None:
         hello.reply("hi")
     assert hello.reply("hi").answer == "hello"
     assert hello.pid != before
+
+
+def test_tokens_are_told_without_a_reply_also_by_a_new_child(hello: Engine) -> None:
+    assert hello.tokens(TokenOrder(text="hi")).ids == (104, 105)
+    hello.close()
+    assert hello.tokens(TokenOrder(ids=(104,))).data == ((104,),)
+    assert hello.tokens(TokenOrder(request=hello.request("hi"))).data
+    with pytest.raises(UsageError, match="token id 300 is not in the vocabulary"):
+        hello.tokens(TokenOrder(ids=(300,)))
 
 
 def test_status_is_told_after_half_a_second_of_silence(script: ScriptWriter) -> None:
@@ -151,9 +158,9 @@ def test_where_no_speed_was_foretold_a_long_reply_tells_it(script: ScriptWriter)
 def test_the_bridge_is_the_users_else_the_models(script: ScriptWriter) -> None:
     chosen = choose(f"scripted:{script({'end': 'stop'})}@bridge= So:")
     own = replace(chosen.plans[0], spec=replace(chosen.spec, bridge=" Enough."))
-    assert Engine(replace(chosen, plans=(own,)))._load_settings.bridge == " So:"
+    assert Engine(replace(chosen, plans=(own,))).load_settings.bridge == " So:"
     unset = replace(chosen, plans=(own,), settings=replace(chosen.settings, bridge=None))
-    assert Engine(unset)._load_settings.bridge == " Enough."
+    assert Engine(unset).load_settings.bridge == " Enough."
 
 
 def test_a_system_prompt_that_is_advised_against_heads_the_first_user_turn(script: ScriptWriter) -> None:
@@ -173,7 +180,7 @@ def test_a_system_prompt_that_is_advised_against_heads_the_first_user_turn(scrip
         ("deepseek-r1-distil-lama-8b", UnknownModel, "deepseek-r1-distill-llama-8b"),
         ("./nowhere.gguf", UsageError, "nowhere.gguf"),
         ("hf:owner/repo@offline", DownloadFailed, "not here"),
-        ("http://127.0.0.1:1/v1#m", UsageError, "remote"),
+        ("http://127.0.0.1:1/v1#m", RemoteFailed, "no engine answers"),
     ],
 )
 def test_what_can_not_be_opened_is_refused_by_name(reference: str, error: type[Exception], says: str) -> None:

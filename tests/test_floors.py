@@ -15,12 +15,13 @@ PACKAGE = ROOT / "slm_local"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "system", "paths", "sanitize", "installed"),
     ("generation", "thinking", "config", "measured", "hardware", "model", "gguf_header"),
-    ("reasoning", "answers", "governor", "registry", "template", "metrics", "store"),
+    ("reasoning", "answers", "handover", "governor", "registry", "template", "toolcalls", "metrics", "store"),
     ("buffers", "fit", "download", "backends"),
     ("selector", "driver"),
     ("worker",),
     ("engine", "convert"),
     ("pump", "forecast", "notes", "markdown", "samples", "resuming", "session", "bench", "compare"),
+    ("server",),
     ("tui",),
     ("cli",),
 )

@@ -48,7 +48,7 @@ from tests.gguf_files import (
 VOCABULARIES = os.environ.get("LLAMA_CPP_MODELS")
 """The folder `models` of llama.cpp's source package, which holds vocabularies without weights."""
 
-EASY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EASY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

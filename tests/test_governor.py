@@ -84,7 +84,7 @@ def test_an_answer_has_no_budget() -> None:
     budget=st.integers(1, 12),
     state=st.sampled_from(("open", "unopened")),
 )
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_whatever_a_model_writes_its_thinking_stays_within_the_budget(
     pieces: list[str], budget: int, state: ThinkState
 ) -> None:

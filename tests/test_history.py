@@ -34,7 +34,7 @@ def on_terminal(*arguments: str, kind: str = "xterm", columns: int = 70) -> Any:
         sys.executable,
         ["-m", "slm_local", "history", *arguments],
         env=child_environment({"TERM": kind}),
-        timeout=30,
+        timeout=120,
         encoding="utf-8",
         dimensions=(24, columns),
     )

@@ -15,7 +15,8 @@ from slm_local.backends.llamacpp import LlamaCppBackend
 from slm_local.backends.llamacpp.library import bindings
 from slm_local.backends.llamacpp.loading import FORKS, PLACES
 from slm_local.backends.llamacpp.prefill import ChunkTuner
-from slm_local.backends.llamacpp.sequences import IDLE_TOKENS, KvCache
+from slm_local.backends.llamacpp.sequences import TILED_COST, TILED_ROWS, KvCache
+from slm_local.backends.llamacpp.shelf import Shelf
 from slm_local.backends.llamacpp.vocabulary import TokenText
 from slm_local.errors import PromptTooLong, UsageError
 from slm_local.generation import Control, Handle, Piece, Prompt, PromptProgress, PromptRun, Sampling
@@ -69,7 +70,7 @@ def ids(found: list[Piece]) -> list[int]:
 
 
 def test_the_end_token_has_no_text_and_ends_the_sequence(backend: LlamaCppBackend) -> None:
-    found = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 40)
+    found = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 20)
     assert "".join(piece.text for piece in found) == "The capital of France is Paris."
     assert found[-1].end == "stop"
     assert found[-1].text == ""
@@ -167,7 +168,7 @@ def test_an_aborted_injection_is_read_by_the_next_step(endless: LlamaCppBackend)
 
 
 def test_an_aborted_prefill_leaves_the_cache_as_if_it_had_never_been(backend: LlamaCppBackend) -> None:
-    fresh = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 40)
+    fresh = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 20)
     control = Control()
     handle = backend.add(text_prompt("many words " * 450), Sampling())
     backend.step(control)
@@ -179,12 +180,12 @@ def test_an_aborted_prefill_leaves_the_cache_as_if_it_had_never_been(backend: Ll
     for slot in backend._cache.slots:
         memory = backend._cache._memory
         assert backend._lib.llama_memory_seq_pos_max(memory, slot.sequence) == len(slot.cells) - 1
-    again = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 40)
+    again = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 20)
     assert ids(again) == ids(fresh)
 
 
 def test_an_aborted_decode_goes_on_with_the_same_tokens(backend: LlamaCppBackend) -> None:
-    fresh = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 40)
+    fresh = pieces(backend, backend.add(text_prompt(QUESTION), Sampling()), 20)
     backend.add(text_prompt(QUESTION), Sampling())
     found: list[Piece] = []
     while not (found and found[-1].end):
@@ -198,7 +199,7 @@ def test_an_aborted_decode_goes_on_with_the_same_tokens(backend: LlamaCppBackend
 
 
 def test_progress_is_told_chunk_by_chunk(backend: LlamaCppBackend) -> None:
-    handle = backend.add(text_prompt("something else entirely " * 200), Sampling())
+    handle = backend.add(text_prompt("something else entirely " * 110), Sampling())
     told: list[PromptProgress] = []
     while not told or told[-1].done_tokens < told[-1].total_tokens:
         told += [u for u in backend.step(Control()) if isinstance(u, PromptProgress)]
@@ -340,7 +341,9 @@ class FakeMemory:
     ids=["keeps", "refuses a partial removal", "window has moved on", "window still reaches"],
 )
 def test_reuse_is_what_the_cache_says_it_still_holds(memory: FakeMemory, window: int, kept: int) -> None:
-    cache = KvCache(memory, None, tokens=100, sequences=2, window=window)
+    cache = KvCache(
+        memory, None, Shelf(memory, None, tokens=100), tokens=100, sequences=2, window=window, idle_tokens=1000
+    )
     slot = cache.slots[0]
     slot.cells = list(range(10))
     assert cache.cut(slot, 6) == kept
@@ -349,17 +352,28 @@ def test_reuse_is_what_the_cache_says_it_still_holds(memory: FakeMemory, window:
 
 
 def test_what_lies_idle_beside_too_many_tokens_is_given_up() -> None:
-    cache = KvCache(FakeMemory(), None, tokens=10_000, sequences=3, window=0)
+    cache = KvCache(
+        FakeMemory(),
+        None,
+        Shelf(FakeMemory(), None, tokens=100),
+        tokens=10_000,
+        sequences=3,
+        window=0,
+        idle_tokens=1000,
+    )
     live, old, new = cache.slots
     live.handle = Handle(id=1, prompt_tokens=10, cached_tokens=0)
     for slot in (live, old):
         slot.cells = list(range(10))
         cache.use(slot)
-    cache.computed(IDLE_TOKENS - 100)
+    for _ in range(500):
+        cache.computed(1)
+    cache.computed(TILED_ROWS)  # masked cells are computed, too: these count for more
     new.cells = list(range(10))
     cache.use(new)
     assert old.cells
-    cache.computed(200)
+    for _ in range(501 - TILED_COST * TILED_ROWS):
+        cache.computed(1)
     assert not old.cells
     assert new.cells
     assert live.cells

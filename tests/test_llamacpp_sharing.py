@@ -12,6 +12,7 @@ import pytest
 from slm_local.backends.llamacpp import LlamaCppBackend
 from slm_local.backends.llamacpp.loading import FORKS
 from slm_local.backends.llamacpp.sequences import KvCache
+from slm_local.backends.llamacpp.shelf import Shelf
 from slm_local.generation import Control, Handle, Piece, Prompt, PromptProgress, PromptRun, Sampling, Update
 from tests.loading import load_settings_for
 
@@ -33,7 +34,8 @@ def loaded(tiny_reasoner: Path) -> Iterator[LlamaCppBackend]:
 
 @pytest.fixture
 def backend(loaded: LlamaCppBackend) -> Iterator[LlamaCppBackend]:
-    """The same with an empty cache; at the end its ledger is what llama.cpp itself holds."""
+    """The same with an empty cache and shelf; at the end its ledger is what llama.cpp itself holds."""
+    loaded._cache.shelf.states.clear()
     for slot in loaded._cache.slots:
         loaded._cache.cut(slot, 0)
     yield loaded
@@ -301,18 +303,19 @@ def test_an_injection_too_long_for_one_that_waits_ends_it_and_not_its_donor(back
 
 def test_another_conversation_stays_where_it_is_and_its_own_next_turn_takes_it_over(backend: LlamaCppBackend) -> None:
     system = "You are a careful and friendly assistant. "
-    first = added(backend, system + "What is 1 + 2? What is 3 + 4? What is 5 + 6?")
+    first = added(backend, system + LONG[:96])
     drained(backend, [first], 20)
     backend.remove(first)
     other = added(backend, system + "Name three colours and say which is best for a wall in a kitchen, and why.")
     drained(backend, [other], 2)
     backend.remove(other)
-    cells = [len(slot.cells) for slot in backend._cache.slots if slot.cells]
-    assert cells[0] == (first.prompt_tokens or 0) + 19  # not cut back to what the two share
     assert (other.cached_tokens or 0) > 8
-    again = added(backend, system + "What is 1 + 2? What is 3 + 4? What is 5 + 6? And 7 + 8?")
+    shelved = [len(each.cells) for each in backend._cache.shelf.states]
+    assert shelved == [(first.prompt_tokens or 0) + 19]  # not cut back to what the two share
+    again = added(backend, system + LONG)
     backend.remove(again)
-    assert len([slot for slot in backend._cache.slots if slot.cells]) == 2
+    assert (again.cached_tokens or 0) > 50
+    assert len([slot for slot in backend._cache.slots if slot.cells]) == len(backend._cache.shelf.states) == 1
 
 
 def test_a_cut_of_one_leaves_the_cells_to_the_others(backend: LlamaCppBackend) -> None:
@@ -404,7 +407,7 @@ class StatefulMemory:
 @pytest.mark.parametrize(("read", "shared"), [(9, 9), (10, 0)], ids=["just as far", "further on"])
 def test_a_state_is_shared_only_where_it_is_that_of_the_very_tokens(read: int, shared: int) -> None:
     memory = StatefulMemory()
-    cache = KvCache(memory, None, tokens=100, sequences=3, window=0)
+    cache = KvCache(memory, None, Shelf(memory, None, tokens=100), tokens=100, sequences=3, window=0, idle_tokens=1000)
     first = cache.take(range(10))
     first.handle = Handle(id=1, prompt_tokens=10, cached_tokens=0)
     second = cache.take(range(10))

@@ -462,14 +462,13 @@ def test_sentencepiece_marks_become_spaces_and_bytes() -> None:
 def replies(backend: Any, settings: LoadSettings, questions: list[GenerationRequest]) -> list[tuple[int, Reply]]:
     driver = Driver(backend)
     driver.load(settings, Control(), lambda fraction: None)
-    found = []
-    for question in questions:
-        events = list(driver.run(question))
-        last = events[-1]
-        assert isinstance(last, Done)
-        found.append((last.reply.usage.prompt_tokens or 0, last.reply))
+    for number, question in enumerate(questions, 1):
+        driver.start(number, question)
+    found: dict[int, Reply] = {}
+    while driver.is_busy:
+        found |= {number: event.reply for number, event in driver.step() if isinstance(event, Done)}
     driver.close()
-    return found
+    return [(found[number].usage.prompt_tokens or 0, found[number]) for number in sorted(found)]
 
 
 def test_final_answers_of_both_engines_agree(tiny_reasoner: Path, compiled: Path) -> None:
@@ -483,6 +482,7 @@ def test_final_answers_of_both_engines_agree(tiny_reasoner: Path, compiled: Path
     )
     ours = replies(OpenVinoBackend(), shared, asked)
     theirs = replies(LlamaCppBackend(), shared, asked)
+    assert len(ours) == len(theirs) == len(asked)
     assert [count for count, _ in ours] == [count for count, _ in theirs]
     same = sum(final_of(a.answer) == final_of(b.answer) for (_, a), (_, b) in zip(ours, theirs, strict=True))
     assert same >= 95

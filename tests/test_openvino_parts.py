@@ -443,7 +443,7 @@ def test_a_gpu_gets_the_batched_pipeline_with_its_own_blocks_and_no_threads(
     runtime: type[FakePipeline], tiny_reasoner: Path, tmp_path: Path
 ) -> None:
     settings = settings_for(tiny_reasoner, tmp_path, "gpu.1")
-    made = make_pipeline(settings, tiny_reasoner, properties_for(settings, tmp_path))
+    made = make_pipeline(settings, tiny_reasoner, properties_for(settings, tmp_path), None)
     ((arguments, properties),) = runtime.made
     scheduler, device = arguments[2:4]
     assert device == "GPU.1"
@@ -458,7 +458,7 @@ def test_the_single_pipeline_answers_for_real_on_the_processor(
     tiny_reasoner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = openvino_folder(tiny_reasoner, tmp_path)
-    monkeypatch.setattr(loading, "make_pipeline", Single)
+    monkeypatch.setattr(loading, "make_pipeline", lambda *values: Single(*values[:3]))
     monkeypatch.setattr(loading, "properties_for", lambda settings, place: {"ATTENTION_BACKEND": "SDPA"})
     backend = OpenVinoBackend()
     backend.load(settings_for(folder, tmp_path / "compiled"), Control(), lambda fraction: None)

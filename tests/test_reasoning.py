@@ -136,7 +136,7 @@ def test_a_text_is_split_where_its_tags_stand(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @given(places=st.lists(st.integers(0, 1000), max_size=12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_chunking_of_a_case_gives_the_same_split(case: Case, places: list[int]) -> None:
     outcome, _ = split([Fed(text) for text in cut(case.text, places)], case.tags, case.state)
     assert (outcome.thinking, outcome.answer) == (case.thinking, case.answer)
@@ -149,7 +149,7 @@ def test_any_chunking_of_a_case_gives_the_same_split(case: Case, places: list[in
     state=st.sampled_from(("unopened", "open", "closed")),
     tags=st.sampled_from((THINK, HARMONY, None)),
 )
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_cutting_the_pieces_of_any_text_further_changes_nothing(
     fragments: list[tuple[str, int, bool]], places: list[list[int]], state: ThinkState, tags: ReasoningTags | None
 ) -> None:

@@ -268,6 +268,8 @@ FAULTS = [
     ("[models.x]\nname = 'a'", "line 1, model x:", "has no variants"),
     ("[models.x]\nvariants = []", "line 1, model x:", "has no variants"),
     ("[models.x]\nremote = 'ftp://x'", "line 2, model x: key 'remote'", "http(s)://host/v1#model-name"),
+    ("[models.x]\nremote = 'http://x#m'\nkey_env = 'sk-12'", "line 3, model x: key 'key_env'", "name of a variable"),
+    (f"[models.x]\n{ONE_FILE}\nkey_env = 'KEY'", "line 3, model x: key 'key_env'", "it has no remote"),
     (f"[models.'a b']\n{ONE_FILE}", "model a b:", "a name of letters"),
     (f"[models.'hf:a']\n{ONE_FILE}", "model hf:a:", "a name of letters"),
     (f"[models.x]\n{ONE_FILE}\naliases = ['R1-8B']", "line 3, model x: key 'aliases'", "taken by deepseek-r1-distill"),
@@ -465,6 +467,20 @@ def test_a_name_of_ones_own_may_stand_for_a_remote(write: Write) -> None:
     assert resolved.spec is not None
     assert resolved.spec.system == "Hi."
     assert resolved.settings == {"think": "off"}
+    assert resolved.key_env == ""
+
+
+def test_the_variable_with_the_key_for_a_remote_is_its_own_and_not_inherited(write: Write) -> None:
+    first = '[models.big]\nremote = "http://box:8080/v1#qwen"\nkey_env = "BOX_KEY"\n'
+    loaded = load_registry(write(first + '[models.other]\nbase = "big"\nremote = "http://elsewhere/v1#qwen"\n'))
+    assert (loaded.resolve("big").key_env, loaded.resolve("other").key_env) == ("BOX_KEY", "")
+
+
+def test_a_remote_has_the_facts_of_the_entry_it_goes_on_from_but_none_of_its_files(write: Write) -> None:
+    loaded = load_registry(write('[models.lab]\nbase = "tiny-reasoner"\nremote = "http://box:8080/v1#t"\n'))
+    spec = loaded.resolve("lab").spec
+    assert spec is not None
+    assert (spec.thinks, spec.variants, spec.context_tokens) == (True, (), 512)
 
 
 # ---- references

@@ -185,7 +185,8 @@ def test_a_cancel_ends_all_and_decides_nothing(opened: Opened) -> None:
 
 
 def test_answer_now_ends_the_thinking_of_all(opened: Opened) -> None:
-    rows = (ENDLESS, {"text": "</think>", "ids": [2]}, *[says("85")] * 4)  # enough, whoever is first
+    closing = {"text": "</think>", "ids": [2]}
+    rows = (ENDLESS, closing, ENDLESS, closing, *[says("85")] * 4)  # one is told before the other, and plays on with it
     engine, control = opened(*rows, setup={"template": "{{ messages[0].content }}<think>"}), Control()
     for message in draw(engine, engine.request("x"), seeds=range(2), control=control):
         if isinstance(message, SampleEvent) and isinstance(message.event, ThinkDelta) and "word" in message.event.text:

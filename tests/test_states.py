@@ -62,6 +62,7 @@ def saved(backend: LlamaCppBackend, tmp_path: Path) -> Path:
 
 
 def forget(backend: LlamaCppBackend) -> None:
+    backend._cache.shelf.states.clear()
     for slot in backend._cache.slots:
         backend._cache.cut(slot, 0)
 
@@ -112,7 +113,7 @@ def test_a_state_of_something_else_is_refused(
 def test_a_state_of_another_build_is_refused(
     backend: LlamaCppBackend, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slm_local.backends.llamacpp.state.version", lambda package: "0.0.1")
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "0.0.1")
     assert "another build" in backend.restore_state(saved, "this model").note
 
 
@@ -218,7 +219,7 @@ def had(store: Store | None, *, settings: Settings = LLAMA, prepares: bool = Tru
         for prompt in PROMPTS:
             list(session.send(prompt))
         assert session.warming is not None
-        assert session.warming.wait(30)
+        assert session.warming.wait(60)
         assert session.keep(nobody) == ""
         return session
 
@@ -236,7 +237,7 @@ def test_a_chat_resumes_in_another_process_with_nothing_to_read_again(store: Sto
         session = ChatSession(engine, store=store, chat=number)
         session.prepare()
         assert session.warming is not None
-        assert session.warming.wait(30)
+        assert session.warming.wait(60)
         assert session.warming.take_resumed() == "restored, 0 tokens read again"
         assert session.warming.take_resumed() == ""
         assert session.warming._prepared is not None
@@ -265,7 +266,7 @@ def test_a_state_that_does_not_fit_is_removed_and_the_chat_read_anew(store: Stor
         session = ChatSession(engine, store=store, chat=number)
         session.prepare()
         assert session.warming is not None
-        assert session.warming.wait(30)
+        assert session.warming.wait(60)
         words = session.warming.take_resumed()
         assert words == "the kept state was not used, it is no whole state: the chat is read again"
         assert not place.exists()
@@ -359,7 +360,7 @@ def test_a_saving_that_is_interrupted_ends_its_engine(slm_home: Path) -> None:
         messages = (Message(role="user", content=PROMPTS[0] * 4),)
         warming = engine.prepare(messages)
         assert warming is not None
-        assert warming.wait(30)
+        assert warming.wait(60)
         with pytest.raises(KeyboardInterrupt):
             engine.save_state(pipe, messages, think=None, least_tokens=0, most_bytes=10**9, on_wait=interrupt)
         assert not is_alive(engine)

@@ -242,7 +242,7 @@ def test_programs_that_begin_and_write_at_once_all_get_through(folder: Path) -> 
         assert writer.stdin is not None
         writer.stdin.write("go\n")
         writer.stdin.flush()
-    assert [writer.communicate(timeout=60)[1] for writer in writers] == ["", "", ""]
+    assert [writer.communicate(timeout=120)[1] for writer in writers] == ["", "", ""]
     with open_store(folder) as store:
         titles = {row.title for row in store.chats()}
         assert titles == {f"{name} {number}" for name in ("anna", "bert", "carl") for number in range(25)}

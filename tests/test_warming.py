@@ -32,7 +32,7 @@ from slm_local.generation import (
 )
 from slm_local.session import ChatSession
 from slm_local.system.saving import linux_saves_power, mac_saves_power
-from slm_local.worker import Worker
+from slm_local.worker import Child, Worker
 from tests.command import slm
 from tests.conftest import ScriptWriter
 from tests.loading import THINK_TAGS, load_settings_for
@@ -274,7 +274,7 @@ def quick(script: ScriptWriter, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_request_over_the_pipe_ends_a_preparation_at_once(script: ScriptWriter, tmp_path: Path) -> None:
     path = script({"text": "yes"}, {"end": "stop"}, setup={"prefill": 30, "prefill_delay": 60})
-    worker = Worker(tmp_path)
+    worker = Worker(Child(tmp_path))
     worker.load(load_settings_for("scripted", path), Control(), lambda waited, fraction: None)
     heard: list[PromptProgress | Prepared] = []
     asked = threading.Event()
@@ -290,7 +290,7 @@ def test_a_request_over_the_pipe_ends_a_preparation_at_once(script: ScriptWriter
     control = Control()
     events = worker.stream(said((), "y"), control)  # would wait for minutes behind it
     assert isinstance(next(iter(events)), Started)
-    thread.join(20)
+    thread.join(60)
     assert [type(event) for event in heard] == [Prepared]
     control.cancel()
     assert isinstance(list(events)[-1], Done)
@@ -302,7 +302,7 @@ def test_closing_ends_what_is_prepared_and_does_not_wait_for_it(dull: str) -> No
     warming = engine.prepare((Message(role="user", content="x" * 90),))
     assert warming is not None
     engine.close()
-    assert warming.wait(20)
+    assert warming.wait(60)
     assert engine.prepare((Message(role="user", content="x"),)) is None
 
 
@@ -312,7 +312,7 @@ def test_a_dead_engine_is_no_error_of_the_preparation(dull: str) -> None:
         assert warming is not None
         assert engine._worker is not None
         engine._worker.kill()
-        assert warming.wait(20)
+        assert warming.wait(60)
         assert warming.summary == ""
 
 
@@ -321,7 +321,7 @@ def test_a_chat_finds_its_history_read_and_a_single_run_reads_nothing(quick: str
         chat = ChatSession(engine)
         list(chat.send("first"))
         assert chat.warming is not None
-        assert chat.warming.wait(20)
+        assert chat.warming.wait(60)
         assert chat.warming.summary.startswith("warmed: 38 of 38 tokens are held, read in ")
         list(chat.send("second"))
         assert chat.last_reply is not None
@@ -341,7 +341,7 @@ def test_a_machine_that_saves_power_is_left_alone(quick: str, monkeypatch: pytes
     with open_model(quick) as engine:
         warming = engine.prepare((Message(role="user", content="x"),))
         assert warming is not None
-        assert warming.wait(20)
+        assert warming.wait(60)
         assert warming.summary == "not warmed: the machine saves power"
 
 
@@ -356,7 +356,7 @@ def preparing(*events: PromptProgress | Prepared, error: SlmError | None = None)
 
 def test_an_error_of_the_engine_is_only_noted() -> None:
     warming = Warming(preparing(error=SlmError("it failed")), lambda: "")
-    assert warming.wait(20)
+    assert warming.wait(60)
     assert (warming.summary, warming.words) == ("not warmed: it failed", "")
 
 
@@ -366,16 +366,16 @@ def test_the_words_say_how_far_it_is_once_it_takes_a_while(monkeypatch: pytest.M
     def slowly(control: Control) -> Iterator[PromptProgress | Prepared]:
         yield PromptProgress(done_tokens=43, total_tokens=100)
         reached.set()
-        goes_on.wait(20)
+        goes_on.wait(60)
 
     warming = Warming(slowly, lambda: "")
-    reached.wait(20)
+    reached.wait(60)
     monkeypatch.setattr("slm_local.engine.warming.SHOWN_AFTER_S", 0.0)
     assert warming.words == "warming 43 %"
     monkeypatch.setattr("slm_local.engine.warming.SHOWN_AFTER_S", 1e9)
     assert warming.words == ""
     goes_on.set()
-    assert warming.wait(20)
+    assert warming.wait(60)
 
 
 class Awaited(Warming):
@@ -383,7 +383,7 @@ class Awaited(Warming):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.wait(20)
+        self.wait(60)
 
 
 def test_the_plain_chat_says_what_it_read_to_those_who_ask(

@@ -18,6 +18,7 @@ from slm_local.generation import (
     Control,
     Done,
     GenerationRequest,
+    Message,
     PromptProgress,
     Reply,
     Started,
@@ -26,6 +27,15 @@ from slm_local.generation import (
 )
 
 SHORT_PROMPT_TOKENS = 16
+
+WORDS = """
+time year people way day man thing woman life child world school state family student group country problem hand part
+place case week company system program question work number night point home water room mother area money story fact
+month lot right study book eye job word business issue side kind head house service friend father power hour game line
+end member law car city name team minute idea body back face level office door health person art
+"""
+"""Words that most vocabularies have as one token: a prompt for a server that takes no token ids, and says afterwards
+how many it made of them."""
 
 MOST_REPLIES = 100
 """A model that ends its replies early is asked again, so often at most: the smallest ones end after three tokens."""
@@ -62,7 +72,7 @@ class Pass:
 def random_prompt(engine: Engine, tokens: int, seed: int) -> tuple[int, ...]:
     """Return so many token ids of a loaded model, the same for the same seed."""
     drawn = random.Random(seed)
-    return tuple(drawn.randrange(engine.facts.vocabulary_size) for _ in range(tokens))
+    return tuple(drawn.randrange(engine.facts.vocabulary_size or len(WORDS.split())) for _ in range(tokens))
 
 
 def read_prompt(engine: Engine, prompt_ids: Sequence[int], control: Control) -> Pass:
@@ -103,10 +113,15 @@ def short_tokens(engine: Engine) -> int:
 
 
 def ids_request(engine: Engine, prompt_ids: Sequence[int], max_tokens: int) -> GenerationRequest:
-    """Return the request to go on behind raw token ids."""
-    return GenerationRequest(
-        prompt_ids=tuple(prompt_ids), sampling=engine.sampling(engine.settings.think), max_tokens=max_tokens
-    )
+    """Return the request to go on behind raw token ids; of a server that takes none, to answer as many words."""
+    sampling, facts = engine.sampling(engine.settings.think), engine.facts
+    if "chat" in facts.capabilities and ("ids" not in facts.capabilities or not facts.vocabulary_size):
+        known = WORDS.split()
+        words = " ".join(known[each % len(known)] for each in prompt_ids)
+        return GenerationRequest(
+            messages=(Message(role="user", content=words),), sampling=sampling, max_tokens=max_tokens
+        )
+    return GenerationRequest(prompt_ids=tuple(prompt_ids), sampling=sampling, max_tokens=max_tokens)
 
 
 def timed(engine: Engine, request: GenerationRequest, control: Control) -> Pass:

@@ -186,7 +186,9 @@ def limit_of(plan: Plan, hardware: Hardware, read_gb_s: float | None, decode_tps
     read = None if weights is None else weights + per_token * (SHORT_PROMPT_TOKENS + decoded_tokens // 2)
     remark = None
     device = device_of(hardware, plan.backend, plan.device)
-    if device is not None and device.integrated is False:
+    if plan.device == "remote":
+        remark = "it runs elsewhere"
+    elif device is not None and device.integrated is False:
         remark = f"{plan.device} has memory of its own, whose bandwidth is not measured"
     elif read is None or weights is None:
         remark = "the bytes read for a token are not known"
@@ -268,19 +270,22 @@ def _round(engine: Engine, prompt_tokens: int, decoded: int, number: int, contro
     warm = read_prompt(engine, first, control)
     prefill = read_prompt(engine, random_prompt(engine, prompt_tokens, seed=1000 * number + 1), control)
     tell(f"decoding {decoded} tokens")
+    is_here = engine.plan.device != "remote"
     meter = EnergyMeter()
     meter.start()
     try:
         decoding = decode(engine, decoded, 1000 * number + 2, control)
     finally:
         energy = meter.stop()
+    if not is_here:
+        energy = Energy(joules=None, reason="what runs elsewhere spends its energy there")
     return Round(
         load_s=load_s,
         cold_s=load_s + cold.first_token_s,
         warm_s=warm.first_token_s,
         prefill_tps=prefill.prefill_tps,
         decode_tps=decoding.decode_tps,
-        others_cores=others.cores(),
+        others_cores=others.cores() if is_here else None,
         energy=energy,
         energy_tokens=decoding.decoded_tokens,
     )
@@ -291,13 +296,15 @@ def _shape(engine: Engine, deepest: int | None, prefill_tps: float, control: Con
     depths, remarks = measure_depths(engine, deepest, prefill_tps, control)
     tell("decoding several sequences at once")
     batches = measure_batches(engine, control)
+    if not batches:
+        remarks = [*remarks, "several sequences at once were not measured: too few tokens came one by one"]
     tell("holding a conversation")
     turn, refusal = _later_turn(engine, control)
     return Shape(
         depths=depths,
         batches=batches,
         later_turn=turn,
-        memory_bytes=family_memory_bytes(),
+        memory_bytes=family_memory_bytes() if engine.plan.device != "remote" else None,
         remarks=(*remarks, *refusal),
     )
 

@@ -18,7 +18,7 @@ from slm_local.compare.lanes import Group, Lane, Supply, check_together, grouped
 from slm_local.compare.take import Take, no_energy, remarks_on, warm_up
 from slm_local.compare.values import CompareEvent, LaneEvent, LaneResult, LaneStatus, Question, nothing
 from slm_local.config import Settings
-from slm_local.engine import Engine, choose
+from slm_local.engine import Engine, choose, serving
 from slm_local.engine.supply import Confirm, OnFetch
 from slm_local.errors import SlmError
 from slm_local.generation import Control, GenerationRequest, StreamEvent
@@ -141,11 +141,10 @@ class Conductor:
         try:
             if failed is not None:
                 raise failed
-            for lane in group.lanes:
-                lane.maker = self._maker(lane)
-            group.engine = group.lanes[0].maker
-            assert group.engine is not None
             self._status(group.lanes[0].number, "loading")
+            group.lanes[0].maker = group.engine = self._served(group.lanes[0]) or self._maker(group.lanes[0])
+            for lane in group.lanes[1:]:
+                lane.maker = self._maker(lane)
             group.engine.start(self._control)
             group.load_s = group.engine.load_s
             warm_up(group.engine, self._control)
@@ -158,6 +157,21 @@ class Conductor:
                 lane.error = error
                 self._fail(lane)
             return False
+
+    def _served(self, lane: Lane) -> Engine | None:
+        """Return a lane's model as the user's server has it open; None where there is none that does."""
+        served = serving(
+            lane.reference,
+            settings=lane.settings,
+            registry=self._wishes.registry,
+            control=self._control,
+            on_status=lambda text: self._status(lane.number, text),
+        )
+        if isinstance(served, Engine):
+            return served
+        if served:
+            self._status(lane.number, served, is_remark=True)
+        return None
 
     def _maker(self, lane: Lane) -> Engine:
         """Return an engine with a lane's settings; it is not started here. Errors: those of `choose` and `Engine`."""

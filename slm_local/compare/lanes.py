@@ -16,6 +16,7 @@ from slm_local.fit import usable_bytes
 from slm_local.generation import Control
 from slm_local.hardware import probe
 from slm_local.model import Plan
+from slm_local.paths import paths
 from slm_local.registry import Registry
 from slm_local.selector import does_not_fit, gigabytes
 from slm_local.system import largest_program
@@ -67,7 +68,7 @@ def prepare(number: int, reference: str, settings: Settings, seed: int, registry
     lane = Lane(number=number, reference=reference, settings=settings)
     try:
         lane.choice = choose(reference, settings=settings, registry=registry)
-        if not lane.choice.plans[0].fits:
+        if not lane.choice.plans[0].fits and not paths().server_file.exists():  # a server may have it open
             lane.error = does_not_fit(lane.choice.plans[0], largest_program())
     except UsageError:
         raise

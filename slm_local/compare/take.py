@@ -59,8 +59,11 @@ class Take:
 
 
 def warm_up(engine: Engine, control: Control) -> None:
-    """Have a model that was just loaded read a few random tokens and write one; a script is not played for that."""
-    if engine.plan.backend == "scripted":
+    """Have a model that was just loaded read a few random tokens and write one.
+
+    A script is not played for that, and what runs elsewhere was loaded long ago.
+    """
+    if engine.plan.backend == "scripted" or engine.plan.device == "remote":
         return
     drawn = random.Random(WARM_UP_TOKENS)
     ids = tuple(drawn.randrange(engine.facts.vocabulary_size) for _ in range(WARM_UP_TOKENS))
@@ -71,6 +74,8 @@ def no_energy(plan: Plan, *, is_parallel: bool) -> str:
     """Return why the energy of a reply can't be told whatever the machine's counters say; empty where it can."""
     if is_parallel:
         return "lanes that run at once can't be told apart"
+    if plan.device == "remote":
+        return "what runs elsewhere spends its energy there"
     device = device_of(probe(devices=True), plan.backend, plan.device) if plan.device.startswith("gpu") else None
     if device is not None and device.integrated is False:
         return "the counters know nothing of a graphics card of its own"

@@ -29,7 +29,7 @@ from slm_local.registry.local import FOLDER_FILES, MADE, RECORDS, size_of
 from slm_local.sanitize import one_line, shell_word
 from slm_local.selector import gigabytes
 from slm_local.system import available_memory_bytes
-from slm_local.worker import Worker
+from slm_local.worker import Child, Worker
 
 Weights = Literal["int4", "int8", "fp16"]
 
@@ -271,7 +271,7 @@ class _Run:
         lacking = [name for name in FOLDER_FILES if not (self.made / name).is_file()]
         if lacking:
             raise ModelBroken(f"the exporter wrote no {lacking[0]}", hint=f"its log: {self.log_path}")
-        worker = Worker(make_folder(paths().logs))
+        worker = Worker(Child(make_folder(paths().logs)))
         settings = LoadSettings(
             backend="openvino",
             model_path=str(self.made),

@@ -22,7 +22,7 @@ from slm_local.paths import make_folder, paths
 from slm_local.registry.recognise import QUANT_SUFFIX
 from slm_local.sanitize import one_line
 from slm_local.selector import gigabytes
-from slm_local.worker import Worker
+from slm_local.worker import Child, Worker
 
 BITS = {
     "F32": 32.0,
@@ -185,7 +185,7 @@ def _prove(made: Path, before: GgufHeader, control: Control) -> None:
     after = read_header(made)
     if (after.architecture, after.parameters) != (before.architecture, before.parameters):
         raise ModelBroken("the quantized file is not the model it was made from", hint=f"slm show {before.path}")
-    worker = Worker(make_folder(paths().logs))
+    worker = Worker(Child(make_folder(paths().logs)))
     settings = LoadSettings(
         backend="llamacpp",
         model_path=str(made),

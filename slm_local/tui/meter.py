@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Literal, assert_never
 
-from slm_local.generation import AnswerDelta, Done, Note, PromptProgress, Reply, Started, StreamEvent, ThinkDelta
+from slm_local.generation import (
+    AnswerDelta,
+    Done,
+    Note,
+    PromptProgress,
+    PromptScores,
+    Reply,
+    Started,
+    StreamEvent,
+    ThinkDelta,
+)
 from slm_local.metrics import telling_tps
 
 Phase = Literal["waiting", "reading", "thinking", "answering", "ended"]
@@ -83,6 +93,8 @@ class ReplyMeter:
                     self.phase, self._think_until_s = "answering", at_s
                 self.answer_tokens += event.tokens
                 self._note_token(at_s)
+            case PromptScores():
+                pass
             case Done():
                 self.end(event.reply)
             case _:

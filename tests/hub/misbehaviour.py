@@ -43,7 +43,7 @@ class Fault:
     stall_after: int | None = None
     """Send that many bytes of the body, then nothing until the stand-in is released or closed."""
     then: Callable[[], object] | None = None
-    """Called once the answer is out (or cut)."""
+    """Called once the answer is made, before it goes out (whole or cut)."""
 
 
 GOOD = Fault()

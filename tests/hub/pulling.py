@@ -104,7 +104,7 @@ def is_clean(models_dir: Path, *, but: tuple[str, ...] = ()) -> bool:
     return True
 
 
-def wait_until(is_so: Callable[[], bool], *, within_s: float = 30.0) -> None:
+def wait_until(is_so: Callable[[], bool], *, within_s: float = 60.0) -> None:
     """Return as soon as something holds; fail where it does not come to hold."""
     pause = threading.Event()
     end = time.monotonic() + within_s
@@ -160,7 +160,7 @@ class Ended:
 
 def ended(process: subprocess.Popen[str]) -> Ended:
     """Wait for a child."""
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     return Ended(code=process.returncode, out=out or "", err=err)
 
 

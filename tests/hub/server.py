@@ -246,10 +246,11 @@ class _Handler(BaseHTTPRequestHandler):
             hub.released.wait()
         if fault.hangs_up:
             self._hang_up(resets=fault.resets)
-        else:
-            self._send(answer(hub, asked, fault), fault, seen)
-        if fault.then:
+            return
+        made = answer(hub, asked, fault)
+        if fault.then:  # before the client can go on: it must find what this changes
             fault.then()
+        self._send(made, fault, seen)
 
     do_HEAD = do_GET
     do_POST = do_GET

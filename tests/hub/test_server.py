@@ -208,7 +208,10 @@ def test_a_connection_is_dropped_after_so_many_bytes(hub: HubServer, resets: boo
 def test_a_stall_lasts_until_it_is_released(hub: HubServer) -> None:
     blob = hub.add(REPO, {"a.bin": some_bytes(200_000)}).files["a.bin"]
     hub.faults.add(Fault(stall_after=100_000))
-    with httpx.stream("GET", hub.signed_url(blob), timeout=0.2) as answer, pytest.raises(httpx.ReadTimeout):
+    with (
+        httpx.stream("GET", hub.signed_url(blob), timeout=httpx.Timeout(60.0, read=0.2)) as answer,
+        pytest.raises(httpx.ReadTimeout),
+    ):
         answer.read()
     assert hub.stalled.is_set()
     hub.faults.add(Fault(stall_after=100_000, then=hub.expire_signatures))

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from slm_local.tui.app import DeskApp
 from slm_local.tui.desk import Desk
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 NO_MODEL = "no-model-of-this-name"
 """What a desk is opened with where no model is needed: the app says that there is none, and starts no process."""

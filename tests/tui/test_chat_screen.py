@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from slm_local.config import load_settings
 from slm_local.registry import load_registry
+from slm_local.server.link import Link
+from slm_local.server.pool import Pool
 from slm_local.session import ChatSession
 from slm_local.tui import keep_chat
 from slm_local.tui.app import DeskApp
@@ -17,6 +20,7 @@ from slm_local.tui.desk import Desk
 from slm_local.tui.screens.chat import ChatScreen
 from tests.command import THINK_THEN_ANSWER
 from tests.conftest import ScriptWriter
+from tests.test_worker import wait_until
 from tests.tui.screens import play, shown, until
 
 WIDE = (140, 40)
@@ -392,3 +396,22 @@ def test_a_chat_is_kept_before_its_engine_goes(desk: Callable[..., Desk], capsys
 
     play(desk(), scene)
     assert capsys.readouterr().err == "keeping the chat warm… · Ctrl-C skips it\n"
+
+
+def test_a_model_that_the_server_has_open_answers_in_the_app(desk: Callable[..., Desk]) -> None:
+    pool = Pool(load_registry, lambda own: load_settings({}, reference_settings=own))
+    link = Link(pool)
+    link.start()
+
+    async def talk(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await asked(pilot, screen)
+        assert "It is 85." in shown(pilot.app)
+        assert screen.session is not None
+        assert "open in the server" in screen.session.engine.service
+        assert pool.running()[0].attached == 1
+
+    play(desk(), talk)
+    wait_until(lambda: [each.attached for each in pool.running()] == [0])
+    link.close()
+    pool.close()

@@ -228,7 +228,7 @@ def test_leaving_while_a_model_loads_leaves_no_process(desk: Callable[..., Desk]
         await until(pilot, lambda: pilot.app._exit)
 
     play(desk(setup=setup), scene)
-    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=60)
     assert not alive
 
 
@@ -244,7 +244,7 @@ def test_leaving_while_a_reply_streams_leaves_no_process(desk: Callable[..., Des
         await until(pilot, lambda: pilot.app._exit)
 
     play(desk(*[{"text": f"word{at} ", "delay": 0.02} for at in range(3000)]), scene)
-    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=60)
     assert not alive
 
 
