@@ -9,6 +9,7 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -390,6 +391,24 @@ def test_a_server_takes_the_place_of_one_in_the_background_which_ends_what_it_ha
             before.close()
             new.close()
             new_pool.close()
+
+
+def test_the_place_of_one_that_goes_while_it_is_asked_is_taken(pool: Pool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def hang_up() -> None:
+            connection, _ = listening.accept()
+            connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        of_before = attached.ServerFile(
+            pid=1, port=listening.getsockname()[1], key="k", version=__version__, address=None
+        )
+        paths().server_file.parent.mkdir(parents=True, exist_ok=True)
+        paths().server_file.write_text(json.dumps(asdict(of_before)))
+        link = Link(pool)
+        assert link.start("http://127.0.0.1:11435") == of_before
+        link.close()
 
 
 def test_of_several_servers_that_take_one_place_at_once_one_stays(pool: Pool) -> None:

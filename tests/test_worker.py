@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from slm_local.generation import (
     StreamEvent,
     ThinkDelta,
 )
+from slm_local.metrics import Collector
 from slm_local.worker import Child, Worker, ahead, channels
 from slm_local.worker.ahead import Likely
 from slm_local.worker.wire import from_line, to_line
@@ -138,6 +140,67 @@ def test_a_child_that_does_not_answer_a_cancel_is_ended(
     with pytest.raises(WorkerCrashed, match="did not stop when asked"):
         list(worker.stream(ask("next"), Control()))
     assert not psutil.pid_exists(worker.pid or -1) or not worker.is_alive
+
+
+class Said:
+    """A channel to an engine that says what a test has it say."""
+
+    name = "the engine"
+    pid = None
+    log_path = None
+    crash_hint = "none"
+
+    def __init__(self) -> None:
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._over = threading.Event()
+
+    def say(self, request_id: int, event: StreamEvent) -> None:
+        self._lines.put(to_line({"op": "event", "id": request_id, "event": event}))
+
+    def write(self, line: bytes) -> None:
+        pass
+
+    def lines(self) -> Iterator[bytes]:
+        return iter(self._lines.get, None)
+
+    def wait(self, seconds: float) -> str | None:
+        return "it ended" if self._over.wait(seconds) else None
+
+    def kill(self) -> None:
+        self._over.set()
+        self._lines.put(None)
+
+    hang_up = kill
+
+
+@pytest.mark.parametrize("others_go_on_s", [3.0, None])
+def test_a_child_that_serves_others_has_longer_to_answer_a_cancel(
+    monkeypatch: pytest.MonkeyPatch, others_go_on_s: float | None
+) -> None:
+    monkeypatch.setattr(worker_module, "LIVENESS_POLL_S", 0.05)
+    if others_go_on_s is None:
+        monkeypatch.setattr(worker_module, "KILL_AT_LAST_S", 0.5)
+    engine = Said()
+    worker = Worker(engine)
+    control = Control()
+    control.cancel()
+
+    def serve_others() -> None:
+        begun = time.monotonic()
+        while worker.is_alive and (others_go_on_s is None or time.monotonic() - begun < others_go_on_s):
+            engine.say(2, AnswerDelta(text="on", tokens=1))
+            time.sleep(0.02)
+        engine.say(1, Done(reply=Collector().reply("cancelled")))
+
+    threading.Thread(target=serve_others).start()
+    stream = worker.stream(ask("go"), control)
+    if others_go_on_s is None:
+        with pytest.raises(WorkerCrashed, match="did not stop when asked"):
+            list(stream)
+    else:
+        assert isinstance(list(stream)[-1], Done)
+        assert worker.is_alive
+        worker.kill()
 
 
 def test_a_bug_in_the_child_fails_the_request_and_not_the_child(

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from slm_local import __version__
-from slm_local.errors import UsageError, WorkerCrashed
+from slm_local.errors import SlmError, UsageError
 from slm_local.paths import make_folder, paths
 from slm_local.server.clients import Client
 from slm_local.server.pool import Pool
@@ -86,13 +86,13 @@ class Link:
             if takes_over and server is not None and server.address is None:
                 try:
                     replaced = server if ask(server, {"op": "leave"}) is not None else replaced
-                except WorkerCrashed:  # it ended before it could say so
+                except SlmError:  # it went before it could say so; one that stays keeps the lock
                     replaced = server
             try:
                 self._lock.acquire(timeout=LOCK_S)
-            except Timeout:  # another one in the background may have come between
+            except Timeout:  # another one in the background may have come between, or one that has not said what it is
                 server = read_server_file(self._file)
-                is_lasting = server is None or server.address is not None
+                is_lasting = server is not None and server.address is not None
                 if not takes_over or is_lasting or time.monotonic() > until_s:
                     raise _taken(server) from None
             else:

@@ -36,7 +36,9 @@ from slm_local.worker.wire import from_line, to_line
 __all__ = ["Channel", "Child", "Threads", "Worker", "child_environment", "new_log"]
 
 KILL_GRACE_S = 2.0
-"""Wait after a cancel, on top of twice the measured time of one prefill chunk, before the child is killed."""
+"""Wait after a cancel, on top of twice the measured time of one prefill chunk, before a silent child is killed."""
+KILL_AT_LAST_S = 20.0
+"""The same for a child that goes on speaking: it is busy with other requests, and they would end with it."""
 LIVENESS_POLL_S = 0.5
 """How often a waiting parent looks whether the child still lives: the end of its pipe alone proves nothing."""
 CLOSE_WAIT_S = 2.0
@@ -58,6 +60,8 @@ class Worker:
         self._ids = itertools.count(1)
         self._inboxes: dict[int, queue.SimpleQueue[Any]] = {0: queue.SimpleQueue()}
         self._chunk_s = 0.0
+        self._heard_at = 0.0
+        self._stop_lock = threading.Lock()
         self._stopping: dict[int, threading.Timer] = {}
         """Requests that are over, but at which the child still computes; each with what kills it if that goes on."""
         self._how = ""
@@ -154,13 +158,13 @@ class Worker:
         return request_id
 
     def _events(self, request_id: int, inbox: queue.SimpleQueue[Any]) -> Iterator[StreamEvent]:
-        deadline: float | None = None
+        cancelled_at: float | None = None
         progress_at = time.monotonic()
         while True:
-            message = self._next(inbox, wait_s=LIVENESS_POLL_S, deadline=deadline)
+            message = self._next(inbox, wait_s=LIVENESS_POLL_S, cancelled_at=cancelled_at)
             if message is _CANCEL:
                 self._send({"op": "cancel", "id": request_id})
-                deadline = time.monotonic() + KILL_GRACE_S + 2 * self._chunk_s
+                cancelled_at = time.monotonic()
             elif message is _END_THINKING:
                 self._send({"op": "end_thinking", "id": request_id})
             elif message is not None:
@@ -263,27 +267,51 @@ class Worker:
 
     def _follow_stop(self, message: dict[str, Any]) -> None:
         """Kill the child if it goes on computing for a request that is over."""
-        if message["op"] == "stopped":
-            self._stopping.pop(message["id"]).cancel()
-        elif message.get("stops"):
-            timer = threading.Timer(KILL_GRACE_S + 2 * self._chunk_s, self._kill_unstopped)
-            timer.daemon = True
-            self._stopping[message["id"]] = timer
-            timer.start()
+        request_id = message.get("id", 0)
+        with self._stop_lock:
+            if message["op"] == "stopped":
+                self._stopping.pop(request_id).cancel()
+            elif message.get("stops"):
+                self._watch_stop(request_id, time.monotonic())
+
+    def _watch_stop(self, request_id: int, since: float) -> None:
+        timer = threading.Timer(self._grace_s, self._end_unstopped, (request_id, since))
+        timer.daemon = True
+        self._stopping[request_id] = timer
+        timer.start()
+
+    def _end_unstopped(self, request_id: int, since: float) -> None:
+        with self._stop_lock:
+            if request_id not in self._stopping or self._is_closed:
+                return
+            if not self._is_stuck(since):
+                self._watch_stop(request_id, since)
+                return
+        self._kill_unstopped()
+
+    @property
+    def _grace_s(self) -> float:
+        return KILL_GRACE_S + 2 * self._chunk_s
+
+    def _is_stuck(self, since: float) -> bool:
+        """Tell whether a child that was to stop by then does not: it is silent, or speaks of others for too long."""
+        now = time.monotonic()
+        return now - max(since, self._heard_at) > self._grace_s or now - since > KILL_AT_LAST_S + self._grace_s
 
     def _release(self) -> None:
-        for timer in list(self._stopping.values()):
-            timer.cancel()
+        with self._stop_lock:
+            for timer in self._stopping.values():
+                timer.cancel()
         self._channel.hang_up()
 
-    def _next(self, inbox: queue.SimpleQueue[Any], *, wait_s: float, deadline: float | None = None) -> Any:
+    def _next(self, inbox: queue.SimpleQueue[Any], *, wait_s: float, cancelled_at: float | None = None) -> Any:
         """Return the next message, or None after `wait_s`; raise what ended the child or the request."""
         try:
             message = inbox.get(timeout=wait_s)
         except queue.Empty:
             if not self.is_alive:
                 raise self._crash() from None
-            if deadline is not None and time.monotonic() > deadline:
+            if cancelled_at is not None and self._is_stuck(cancelled_at):
                 self._kill_unstopped()
                 raise self._crash() from None
             return None
@@ -311,6 +339,7 @@ class Worker:
         try:
             for line in self._channel.lines():
                 message = from_line(line)
+                self._heard_at = time.monotonic()
                 self._follow_stop(message)
                 inbox = self._inboxes.get(message.get("id", 0))
                 if inbox is not None:
