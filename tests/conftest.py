@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import site
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 from slm_local.download import found_ollama
 from slm_local.hardware import measured_probe
 from slm_local.measured import KEPT_PROBES, remember
+from slm_local.worker import channels
+from tests.forking import Nursery
 
 ScriptWriter = Callable[..., Path]
 
@@ -33,10 +36,12 @@ TINY_WEIGHTS = Path(__file__).parents[1] / "slm_local" / "tiny" / "weights"
 
 
 FIRST_RUN = "first_run: the test begins with an empty SLM_HOME, as on a machine on which slm never ran"
+REAL_CHILD = "real_child: engine processes are started as users' are, not forked from one that has imported already"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", FIRST_RUN)
+    for mark in (FIRST_RUN, REAL_CHILD):
+        config.addinivalue_line("markers", mark)
     # Under nohup and in a shell's background these are ignored, and children inherit that.
     for name in ("SIGHUP", "SIGQUIT"):
         if hasattr(signal, name):
@@ -60,6 +65,22 @@ def known_machine(numbered_homes: Iterator[Path]) -> Path:
         for _ in range(KEPT_PROBES - 1):
             remember(home / "cache", read_gb_s=measured)
     return home / "cache"
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery | None]:
+    """Return what engine processes are forked from; None where processes can't fork with threads about."""
+    made = Nursery() if sys.platform == "linux" else None
+    yield made
+    if made is not None:
+        made.close()
+
+
+@pytest.fixture(autouse=True)
+def quick_children(request: pytest.FixtureRequest, nursery: Nursery | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have engine processes of this process forked, but for tests with the mark `real_child`."""
+    if nursery is not None and request.node.get_closest_marker("real_child") is None:
+        monkeypatch.setattr(channels, "_spawn", nursery.spawn)
 
 
 @pytest.fixture(autouse=True)

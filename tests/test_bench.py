@@ -329,6 +329,7 @@ def test_what_is_too_large_can_not_race(endless: Choice) -> None:
         race(replace(endless, plans=(replace(endless.plans[0], fits=False, memory_bytes=GB),)), probe())
 
 
+@pytest.mark.real_child
 def test_a_race_that_is_stopped_leaves_no_child_and_keeps_nothing(endless: Choice) -> None:
     import psutil
 

@@ -40,6 +40,7 @@ from tests.contract.runners import Heard, ask
 from tests.governed import BRIDGE, CASES, END, OPEN, VARIED, Case
 from tests.loading import THINK_TAGS, load_settings_for
 
+pytestmark = pytest.mark.real_child
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
 

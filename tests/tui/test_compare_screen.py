@@ -119,6 +119,7 @@ def test_escape_stops_the_lanes_and_then_goes_back(desk: Desk, endless: str, tal
     play(desk, scene, WIDE)
 
 
+@pytest.mark.real_child
 def test_leaving_while_it_answers_leaves_no_process_behind(desk: Desk, endless: str, talker: str) -> None:
     async def scene(pilot: Pilot[None]) -> None:
         await pilot.app.push_screen(CompareScreen(Holder(desk), (endless, talker), "Hello?"))
