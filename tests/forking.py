@@ -20,6 +20,7 @@ import threading
 from pathlib import Path
 from typing import BinaryIO
 
+from slm_local.errors import EngineMissing
 from slm_local.worker.channels import child_environment
 
 LENGTH = struct.Struct("!I")
@@ -181,8 +182,8 @@ def _import_all() -> None:
     gc.disable()
     for name in ("worker.__main__", "worker.child", "backends.scripted", "backends.llamacpp"):
         importlib.import_module(f"slm_local.{name}")
-    with contextlib.suppress(ImportError):
-        importlib.import_module("llama_cpp")
+    with contextlib.suppress(EngineMissing):
+        importlib.import_module("slm_local.backends.llamacpp.library").bindings()
     gc.collect()
     gc.freeze()
 
