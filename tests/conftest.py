@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import site
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -41,6 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ("SIGHUP", "SIGQUIT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+def pytest_unconfigure() -> None:
+    """Close the files that importing all of llama-cpp-python opens for good: Python complains of them at its end."""
+    utils = sys.modules.get("llama_cpp._utils")
+    if utils is not None:
+        utils.outnull_file.close()
+        utils.errnull_file.close()
 
 
 @pytest.fixture(scope="session")
