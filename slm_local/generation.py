@@ -374,7 +374,8 @@ class Timings:
     load_s: float = 0.0
     prefill_s: float = 0.0
     first_token_s: float = 0.0
-    first_answer_s: float = 0.0
+    first_answer_s: float | None = None
+    """None where no answer came."""
     decode_s: float = 0.0
     prefill_tps: float = 0.0
     decode_tps: float = 0.0

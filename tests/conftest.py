@@ -48,6 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
+def pytest_unconfigure() -> None:
+    """Close the files that importing all of llama-cpp-python opens for good: Python complains of them at its end."""
+    utils = sys.modules.get("llama_cpp._utils")
+    if utils is not None:
+        utils.outnull_file.close()
+        utils.errnull_file.close()
+
+
 @pytest.fixture(scope="session")
 def numbered_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return names of folders that are not there yet: pytest's own way of numbering lists all that were made before."""

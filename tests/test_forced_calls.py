@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from slm_local import driver as driver_module
 from slm_local.backends.openvino.grammar import grammar_of
 from slm_local.driver import Driver
 from slm_local.errors import SlmError, UsageError
 from slm_local.generation import Control, GenerationRequest, Handle, Message
-from slm_local.toolcalls import FAMILIES, ToolCall, ToolCallParser, family_named, forced_call
+from slm_local.toolcalls import FAMILIES, ForcedCall, ToolCall, ToolCallParser, family_named, forced_call
 from tests.conftest import ScriptWriter
 from tests.contract.runners import Heard
 from tests.governed import END
@@ -113,6 +114,19 @@ def test_the_call_is_opened_and_held_once_the_model_has_thought(script: ScriptWr
     assert (heard.thinking, heard.answer) == ("hm", '<tool_call>\n{"n": 1}')
     assert (heard.reply.usage.think_tokens, heard.reply.usage.answer_tokens) == (2, len(opening) + 2)
     assert heard.reply.usage.injected_tokens == 0
+
+
+def test_how_an_answer_is_made_a_call_is_worked_out_once(script: ScriptWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    worked_out: list[object] = []
+
+    def forced(*given: Any) -> ForcedCall:
+        worked_out.append(given)
+        return forced_call(*given)
+
+    monkeypatch.setattr(driver_module, "forced_call", forced)
+    driver, backend = driver_of(script, END, {"text": "{}"}, END)
+    Heard(list(driver.run(asked("count", think="off"))))
+    assert (len(worked_out), backend.told[0]) == (1, "inject <tool_call>\n")
 
 
 def test_the_call_is_opened_behind_what_ends_thinking_for_the_model(script: ScriptWriter) -> None:

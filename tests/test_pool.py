@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from slm_local.config import Settings, load_settings
@@ -360,6 +361,23 @@ def test_a_child_that_died_is_replaced_at_the_next_request(make_pool: PoolMaker,
         lease.engine._worker.kill()  # type: ignore[union-attr]
     with pool.lease(one) as lease:
         assert lease.engine.reply("hi").answer == "I am one"
+
+
+def test_a_model_whose_engine_was_killed_is_not_listed_before_it_is_wanted_again(
+    make_pool: PoolMaker, model: ModelWriter
+) -> None:
+    pool, one = make_pool(), model("one")
+    attachment = pool.attach(one)
+    (running,) = pool.running()
+    assert running.pid is not None
+    psutil.Process(running.pid).kill()
+    wait_until(lambda: not pool.running())
+    assert attachment.engine.pid is None
+    with attachment.lease() as lease:
+        assert [(each.plan, each.pid, each.live) for each in pool.running()] == [(None, None, 1)]
+        assert lease.engine.reply("hi").answer == "I am one"
+        assert [(each.plan, each.pid) for each in pool.running()] == [(lease.engine.plan, lease.engine.pid)]
+    assert [each.attached for each in pool.running()] == [1]
 
 
 def test_closing_ends_every_process_and_refuses_what_comes_later(make_pool: PoolMaker, model: ModelWriter) -> None:

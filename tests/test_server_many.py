@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message
 
 from slm_local.server import streaming
 from tests.command import THINK_THEN_ANSWER
@@ -127,6 +129,15 @@ def connected(server: Serving, body: object) -> socket.socket:
     return connection
 
 
+def counts_of(server: Serving) -> dict[tuple[str | tuple[str, str], ...], float]:
+    """Return what `/metrics` tells, by name and labels."""
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(server.http.get("/metrics").text)
+        for sample in family.samples
+    }
+
+
 def _wait_for(items: list[int], count: int) -> None:
     wait_until(lambda: len(items) == count)
 
@@ -146,6 +157,35 @@ def test_a_client_that_takes_nothing_any_more_is_no_longer_worked_for(
         assert taken.startswith(b"HTTP/1.1 200")
         assert not taken.endswith(b"0\r\n\r\n")  # which an answer that is whole ends with
         assert b"[DONE]" not in taken
+        model = ("model", "flood@loop-guard=false")
+        request = ("slm_requests_total", ("code", "200"), model, ("route", "/v1/chat/completions"))
+        answer = ("slm_tokens_total", ("kind", "answer"), model)  # counted as of one who hangs up in the middle
+        wait_until(lambda: {request, answer} <= {each for each, count in counts_of(server).items() if count})
+
+
+def test_a_client_that_does_not_take_the_last_of_an_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "STALL_S", 0.05)
+    left: list[bool] = []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"all"
+
+    async def never(message: object = None) -> Message:
+        del message
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message["more_body"]:
+            await never()
+
+    async def answer() -> None:
+        stream = streaming.EventStream(chunks(), lambda: left.append(True), media_type="text/event-stream")
+        async with asyncio.timeout(10.0):
+            await stream({"type": "http"}, never, send)
+
+    asyncio.run(answer())
+    assert left == [True]
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
@@ -204,12 +244,7 @@ def test_everything_is_counted_in_prometheus_form(script: ScriptWriter) -> None:
         assert server.chat(model="nobody").status_code == 404
         assert server.chat(think=0).status_code == 200
         server.wait_idle()
-        text = server.http.get("/metrics").text
-    found = {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+        found = counts_of(server)
     model = ("model", "sums")
     chat = ("route", "/v1/chat/completions")
     assert found["slm_requests_total", ("code", "200"), model, chat] == 2

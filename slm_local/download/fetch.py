@@ -64,8 +64,8 @@ def fetch(
     with ExitStack() as stack:
         run = _Run(order, hub, control, on_progress, patience, stack)
         try:
-            for file in order.files:
-                run.bring(file)
+            for file in sorted(order.files, key=lambda each: not each.needs_check):
+                run.bring(file)  # what may have to be refused comes first: nothing else is replaced then
         except (KeyboardInterrupt, Interrupted):
             here = sum(look(file, order.commit).here_bytes for file in order.files)
             kept = f"{gigabytes(here)} of {gigabytes(order.total_bytes)} are kept in {order.target.parent}"
@@ -110,6 +110,7 @@ class _Run:
         return Job(
             repo=self._order.repo,
             commit=self._order.commit,
+            files=self._order.files,
             hub=self._hub,
             client=self._stack.enter_context(open_client(self._patience)),
             patience=self._patience,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from slm_local.download.client import Answer, TryAgain, asking
 from slm_local.download.hub import Hub
+from slm_local.download.order import look
 from slm_local.download.partial import Digests, Partial
-from slm_local.download.places import Record, write_record
+from slm_local.download.places import Record, part_of, write_record
 from slm_local.download.progress import Progress
 from slm_local.download.stopping import Stop
 from slm_local.download.values import OrderedFile, Patience
@@ -37,6 +38,7 @@ class Job:
 
     repo: str
     commit: str
+    files: tuple[OrderedFile, ...]
     hub: Hub
     client: httpx.Client
     patience: Patience
@@ -63,9 +65,21 @@ def transfer(job: Job, file: OrderedFile) -> Digests:
             f"{file.remote.path} came with wrong bytes and was removed: its digest is {found}, the Hub states {stated}",
             hint=job.hub.again,
         )
+    _take_older_away(job, file)
     partial.finish()
     write_record(file.place, record_of(job.repo, job.commit, file, digests, etag))
     return digests
+
+
+def _take_older_away(job: Job, file: OrderedFile) -> None:
+    """Have what lies here of another version look unfinished: beside a file of this one it would pass for its rest."""
+    for other in job.files:
+        if other.place != file.place and look(other, job.commit).is_stale:
+            part = part_of(other.place)
+            if part.exists():  # of this version, begun before
+                other.place.unlink()
+            else:
+                other.place.replace(part)
 
 
 def record_of(repo: str, commit: str, file: OrderedFile, digests: Digests, etag: str | None) -> Record:

@@ -86,7 +86,7 @@ class Driver:
         self._think = ThinkControl()
         self._turns: dict[int, Turn] = {}
         self._probes = Probes(backend)
-        self._waiting: deque[tuple[int, GenerationRequest, Prompt]] = deque()
+        self._waiting: deque[tuple[int, GenerationRequest, Prompt, ForcedCall | None]] = deque()
         self._left: list[Turn] = []
         """Turns that are over, whose sequences the backend still has."""
         self._cancelled: set[int] = set()
@@ -130,7 +130,7 @@ class Driver:
         if prompt is None:
             self._cancelled.discard(request_id)
             return [*events, (request_id, Done(reply=Collector().reply("cancelled")))]
-        self._waiting.append((request_id, request, prompt))
+        self._waiting.append((request_id, request, prompt, call))
         return events + self._admit_waiting()
 
     def prepare(self, request_id: int, request: GenerationRequest) -> list[tuple[int, DriverEvent]]:
@@ -327,7 +327,7 @@ class Driver:
         )
         return [(warming.request_id, over)]
 
-    def _admit(self, request_id: int, request: GenerationRequest, prompt: Prompt) -> Started:
+    def _admit(self, request_id: int, request: GenerationRequest, prompt: Prompt, call: ForcedCall | None) -> Started:
         assert self._rules is not None
         check_asked(request, self._backend)
         prompt = replace(prompt, logprobs=request.logprobs, scores_prompt=request.scores_prompt)
@@ -337,7 +337,7 @@ class Driver:
         except SlmError:
             self._backend.remove(handle)
             raise
-        call, family = self._forced(request), self._family_for(request)
+        family = self._family_for(request)
         opening = call.opening if call is not None else ""
         turn = self._turns[request_id] = Turn(request, handle, rule, self._clock, opening)
         started = Started(
@@ -355,9 +355,9 @@ class Driver:
     def _admit_waiting(self) -> list[tuple[int, DriverEvent]]:
         events: list[tuple[int, DriverEvent]] = []
         while self._waiting and len(self._turns) < self._backend.max_sequences:
-            request_id, request, prompt = self._waiting.popleft()
+            request_id, request, prompt, call = self._waiting.popleft()
             try:
-                events.append((request_id, self._admit(request_id, request, prompt)))
+                events.append((request_id, self._admit(request_id, request, prompt, call)))
             except SlmError as error:
                 events += self._failed(request_id, error)
         return events

@@ -177,7 +177,8 @@ class Engine:
     @property
     def pid(self) -> int | None:
         """Return the child's process id, None while there is none."""
-        return self._worker.pid if self._worker is not None else None
+        worker = self.running
+        return worker.pid if worker is not None else None
 
     def start(self, control: Control) -> None:
         """Start the child and load, unless it runs already; blocks. Errors: as `open_model`."""

@@ -77,6 +77,11 @@ class Place:
         return math.inf if self.live or self.queue else max(0.0, self.used_s + self.keep_alive_s - now_s)
 
     @property
+    def has_died(self) -> bool:
+        """Return whether its engine's process is gone though nobody closed it; the next request starts another."""
+        return self.engine is not None and self.leaves is None and self.engine.running is None
+
+    @property
     def is_outdated(self) -> bool:
         """Return whether a file of an open model has changed since, or is gone."""
         return self.engine is not None and self.file_state != state_of(self.engine.plan.variant.path)

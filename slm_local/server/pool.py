@@ -187,9 +187,9 @@ class Pool:
         return attachment
 
     def running(self) -> tuple[Running, ...]:
-        """Return what is open or on its way, oldest first."""
+        """Return what is open or on its way, oldest first; of what died only what is wanted again."""
         with self._changed:
-            return tuple(self._running(place) for place in self._places)
+            return tuple(self._running(each) for each in self._places if each.live or each.queue or not each.has_died)
 
     def stop(self, reference: str | None = None) -> tuple[str, ...]:
         """Close a model, or all; what is at it is cancelled first. Return the ids of those closed; blocks.
@@ -322,7 +322,7 @@ class Pool:
             self._changed.notify_all()
 
     def _running(self, place: Place) -> Running:
-        engine, is_needed = place.engine, bool(place.live or place.queue)
+        engine, is_needed = None if place.has_died else place.engine, bool(place.live or place.queue)
         pid = engine.pid if engine is not None else None
         now_s = time.monotonic()
         stays_s = math.inf if self._attached_to(place) else place.expires_in_s(now_s)

@@ -235,4 +235,5 @@ class EventStream(Response):
                 async for chunk in self._chunks:
                     async with asyncio.timeout(STALL_S):
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                async with asyncio.timeout(STALL_S):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from slm_local.errors import DownloadFailed, Interrupted, SlmError
 from slm_local.generation import Control
 from slm_local.model import Variant
 from slm_local.paths import paths
+from slm_local.registry.local import is_whole_folder, size_of
 from tests.hub.fixtures import OPENVINO_REPO, SPLIT_REPO, serve_openvino, serve_split, some_bytes
 from tests.hub.misbehaviour import Fault, Route, wrong_bytes
 from tests.hub.pulling import (
@@ -40,7 +42,7 @@ from tests.hub.pulling import (
     variant,
     wait_until,
 )
-from tests.hub.repository import Blob
+from tests.hub.repository import Blob, Commit
 from tests.hub.server import HubServer
 
 SIZE = 4_000_000
@@ -397,6 +399,63 @@ def test_a_split_model_goes_on_in_the_part_where_it_stopped(hub: HubServer, tmp_
     assert all(is_right(tmp_path, commit.files[path], SPLIT_REPO) for path in parts)
     assert {each.total_bytes for each in said} == {300_000}
     assert not place(tmp_path, SPLIT_REPO, "split-Q8_0.gguf").exists()
+
+
+def newer_split(hub: HubServer) -> tuple[Commit, list[str]]:
+    """Serve a split model with other bytes in every part; return its commit and the parts' paths."""
+    parts = [f"Q4_K_M/split-Q4_K_M-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
+    return hub.add(SPLIT_REPO, {path: some_bytes(100_000, seed) for seed, path in enumerate(parts, 50)}), parts
+
+
+@pytest.mark.parametrize("is_begun", [False, True], ids=["nothing", "a partial file"])
+def test_parts_of_two_versions_never_lie_here_as_one_model(hub: HubServer, tmp_path: Path, is_begun: bool) -> None:
+    serve_split(hub)
+    commit, parts = newer_split(hub)
+    wanted = variant(SPLIT_REPO, parts[0])
+    pull(tmp_path, replace(wanted, revision=hub.repositories[SPLIT_REPO].commits[0].id))
+    if is_begun:
+        places.part_of(place(tmp_path, SPLIT_REPO, parts[1])).write_bytes(b"begun")
+    hub.faults.add(Fault(status=500), file=parts[0], times=None)
+    assert isinstance(outcome(tmp_path, wanted), DownloadFailed)
+    assert size_of(place(tmp_path, SPLIT_REPO, parts[0])) == 300_000  # the older one is whole as long as it can be
+    hub.faults.clear()
+    hub.faults.add(Fault(status=500), file=parts[1], times=None)
+    assert isinstance(outcome(tmp_path, wanted), DownloadFailed)
+    assert is_right(tmp_path, commit.files[parts[0]], SPLIT_REPO)
+    assert size_of(place(tmp_path, SPLIT_REPO, parts[0])) is None
+    hub.faults.clear()
+    said: list[FetchProgress] = []
+    pull(tmp_path, wanted, on_progress=said.append)
+    assert all(is_right(tmp_path, commit.files[path], SPLIT_REPO) for path in parts)
+    assert any("another version" in (each.message or "") for each in said)
+
+
+def test_a_part_that_someone_put_there_is_refused_before_another_is_replaced(hub: HubServer, tmp_path: Path) -> None:
+    older = serve_split(hub)
+    _, parts = newer_split(hub)
+    for path in parts[1:]:
+        place(tmp_path, SPLIT_REPO, path).parent.mkdir(parents=True, exist_ok=True)
+        place(tmp_path, SPLIT_REPO, path).write_bytes(older.files[path].content)
+    assert isinstance(outcome(tmp_path, variant(SPLIT_REPO, parts[0])), DownloadFailed)
+    assert not hub.transfers()
+    assert size_of(place(tmp_path, SPLIT_REPO, parts[0])) is None
+
+
+def test_files_of_two_versions_are_no_openvino_folder(hub: HubServer, tmp_path: Path) -> None:
+    older = serve_openvino(hub)
+    wanted = Variant(kind="openvino", quant="int4", repo=OPENVINO_REPO)
+    folder = pull(tmp_path, wanted).target
+    assert is_whole_folder(folder, tmp_path)
+    changed = ("openvino_model.bin", "tokenizer.json")
+    newer = {path: blob.content + (b"new" if path in changed else b"") for path, blob in older.files.items()}
+    commit = hub.add(OPENVINO_REPO, newer)
+    hub.faults.add(Fault(status=500), file=changed[0], times=None)
+    assert isinstance(outcome(tmp_path, wanted), DownloadFailed)
+    assert is_right(tmp_path, commit.files[changed[1]], OPENVINO_REPO)
+    assert not is_whole_folder(folder, tmp_path)
+    hub.faults.clear()
+    pull(tmp_path, wanted)
+    assert is_whole_folder(folder, tmp_path)
 
 
 def test_an_openvino_folder_is_fetched_by_pattern(hub: HubServer, tmp_path: Path) -> None:

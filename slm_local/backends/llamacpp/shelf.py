@@ -57,17 +57,18 @@ class Shelf:
 
     def put(self, sequence: int, cells: list[int], prompt_tokens: int) -> bool:
         """Copy a sequence's state; return whether there was memory for it."""
-        held = sum(each.size for each in self.states)
         size = int(self._lib.llama_state_seq_get_size(self._context, sequence))
-        most = (self._available() + held) // SHARE_OF_MEMORY
-        if size > most:
+        held = sum(each.size for each in self.states)
+        left_bytes, left_tokens = (self._available() + held) // SHARE_OF_MEMORY - size, self._tokens - len(cells)
+        if left_bytes < 0:
             return False
-        self.states = [each for each in self.states if each.cells != cells[: len(each.cells)]]
-        while self.states and (
-            size + sum(each.size for each in self.states) > most
-            or len(cells) + sum(len(each.cells) for each in self.states) > self._tokens
-        ):
-            del self.states[0]
+        others = [each for each in self.states if each.cells != cells[: len(each.cells)]]
+        self.states = []
+        for other in reversed(others):
+            left_bytes, left_tokens = left_bytes - other.size, left_tokens - len(other.cells)
+            if min(left_bytes, left_tokens) < 0:
+                break
+            self.states.insert(0, other)
         state = (ctypes.c_uint8 * size)()
         if self._lib.llama_state_seq_get_data(self._context, state, size, sequence) != size:
             return False
