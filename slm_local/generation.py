@@ -374,8 +374,7 @@ class Timings:
     load_s: float = 0.0
     prefill_s: float = 0.0
     first_token_s: float = 0.0
-    first_answer_s: float | None = None
-    """None where no answer came."""
+    first_answer_s: float = 0.0
     decode_s: float = 0.0
     prefill_tps: float = 0.0
     decode_tps: float = 0.0

@@ -117,7 +117,7 @@ class Collector:
             load_s=self._load_s,
             prefill_s=prefill_s,
             first_token_s=first - self._begun if first is not None else 0.0,
-            first_answer_s=self._first_answer_at - self._begun if self._first_answer_at is not None else None,
+            first_answer_s=self._first_answer_at - self._begun if self._first_answer_at is not None else 0.0,
             decode_s=decode_s,
             prefill_tps=prefill_tps(usage, prefill_s),
             decode_tps=decoded / decode_s if decode_s > 0.0 and decoded > 0 else 0.0,

@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 from slm_local.cli import lanes
 from slm_local.cli.render import Terminal
 from slm_local.compare import LaneResult
-from slm_local.compare.measures import mean_measures, measures
+from slm_local.compare.measures import measures
 from slm_local.generation import Reply, Timings, Usage
 from slm_local.tiny.heldout import draw_trials
 from tests.command import THINK_THEN_ANSWER, Result, child_environment, slm
@@ -290,16 +289,6 @@ def test_columns_of_which_nothing_is_known_are_left_out() -> None:
     known = measures([result("a", 0)])
     assert {"energy", "cut", "answer"} <= set(known[0])
     assert ("512 J" in known[1], "budget" in known[1], "right" in known[1]) == (True, True, True)
-
-
-def test_a_reply_without_an_answer_counts_in_no_mean_of_first_answers() -> None:
-    never = result("a", 0)
-    timings = replace(never.reply.timings, first_answer_s=None)
-    never = replace(never, reply=replace(never.reply, answer="", timings=timings))
-    column = measures([never])[0].index("first answer")
-    assert (measures([never])[1][column], never.think_s) == ("-", 42.0)
-    head, means = mean_measures([never, result("a", 0)])
-    assert means[head.index("first answer")] == "41.20 s"
 
 
 class Screen(io.StringIO):

@@ -165,12 +165,6 @@ def test_json_is_one_object_of_the_contracts_shape(slm: Slm, model: str) -> None
     assert "carry" not in result.err
 
 
-def test_json_has_no_time_of_an_answer_that_never_came(slm: Slm, script: ScriptWriter) -> None:
-    model = f"scripted:{script({'text': '<think>'}, {'text': 'hm', 'fault': 'exit'})}"
-    value = json.loads(slm("run", model, "x", "--json").out)
-    assert (value["answer"], value["finish"], value["timings"]["first_answer_s"]) == ("", "error", None)
-
-
 def test_json_lines_keep_the_order_and_join_to_the_fields(slm: Slm, model: str) -> None:
     events = lines_of(slm("run", model, "x", "--jsonl").out)
     kinds = [event["event"] for event in events]

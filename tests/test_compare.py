@@ -88,7 +88,6 @@ def test_each_lane_answers_with_its_own_thinking_one_after_the_other(run: Run, r
     assert (first.reply.thinking, first.reply.answer, first.correct) == ("7 + 8 = 15", "The answer is **85**.", True)
     assert (second.reply.thinking, second.reply.answer, second.correct) == ("", "The answer is **412**.", False)
     assert not first.is_parallel
-    assert first.reply.timings.first_answer_s is not None
     assert first.total_s >= first.reply.timings.first_answer_s >= first.reply.timings.first_token_s > 0.0
     begun = [each.lane for each in events if isinstance(each, LaneEvent) and isinstance(each.event, Started)]
     ended = events.index(first)

@@ -61,16 +61,6 @@ def test_nothing_yet_is_zero_and_no_division() -> None:
     assert (timings.first_token_s, timings.decode_tps, timings.prefill_tps) == (0.0, 0.0, 0.0)
 
 
-def test_an_answer_that_never_came_has_no_time() -> None:
-    collector = Collector()
-    for event in (
-        Started(prompt_tokens=50, cached_tokens=0, context_tokens=512, think_state="open"),
-        ThinkDelta(text="a", tokens=4),
-    ):
-        collector.feed(event)
-    assert collector.reply("cancelled").timings.first_answer_s is None
-
-
 @pytest.mark.parametrize(("cached", "expected"), [(0, 25.0), (50, 0.0)])
 def test_the_prefill_rate_leaves_cached_tokens_out(cached: int, expected: float) -> None:
     assert prefill_tps(Usage(prompt_tokens=50, cached_tokens=cached), 2.0) == expected

@@ -55,7 +55,7 @@ def mean_measures(results: Sequence[LaneResult]) -> Rows:
 
 def _mean_row(own: Sequence[LaneResult], *, has_energy: bool, has_expected: bool) -> list[str]:
     whole = [each for each in own if each.error is None and each.reply.finish != "cancelled"]
-    answers_s = [each.reply.timings.first_answer_s for each in whole if each.reply.timings.first_answer_s is not None]
+    answered = [each for each in whole if each.reply.timings.first_answer_s]
     judged = [each for each in own if each.correct is not None]
     read = [each.joules for each in whole if each.joules is not None]
     cut = sum(each.reply.cut != "none" or each.reply.finish != "stop" for each in whole)
@@ -67,7 +67,7 @@ def _mean_row(own: Sequence[LaneResult], *, has_energy: bool, has_expected: bool
         *([f"{sum(bool(each.correct) for each in judged)} of {len(judged)}"] if has_expected else []),
         _mean(whole, lambda each: each.reply.timings.first_token_s, _seconds),
         f"{_tokens(round(fmean(tokens)))} · {_seconds(think_s)}" if tokens and any(tokens) else NONE,
-        _seconds(fmean(answers_s) if answers_s else None),
+        _mean(answered, lambda each: each.reply.timings.first_answer_s, _seconds),
         _mean(whole, lambda each: each.total_s, _seconds),
         _rate(telling_tps([each.reply.timings for each in whole])),
         gigabytes(peak) if peak else NONE,
@@ -120,7 +120,7 @@ def _tokens(count: int) -> str:
     return f"{count:,} token" if count == 1 else f"{count:,} tokens"
 
 
-def _seconds(seconds: float | None) -> str:
+def _seconds(seconds: float) -> str:
     return NONE if not seconds else f"{seconds:.2f} s" if seconds < 100 else f"{seconds:,.0f} s"
 
 

@@ -82,9 +82,7 @@ class LaneResult:
         timings, usage = self.reply.timings, self.reply.usage
         if not usage.think_tokens:
             return 0.0
-        if timings.first_answer_s is None:
-            return timings.decode_s
-        return timings.first_answer_s - timings.first_token_s
+        return timings.first_answer_s - timings.first_token_s if timings.first_answer_s else timings.decode_s
 
     @property
     def tokens(self) -> int | None:

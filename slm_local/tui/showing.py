@@ -71,7 +71,7 @@ class Showing:
 def show_reply(conversation: ConversationPane, reply: Reply) -> None:
     """Show a reply that came before."""
     if reply.thinking:
-        took_s = (reply.timings.first_answer_s or 0.0) - reply.timings.first_token_s
+        took_s = reply.timings.first_answer_s - reply.timings.first_token_s
         counts = thought_counts(reply.usage.think_tokens, took_s if took_s > 0.0 else None)
         conversation.remark(f"thought {counts} · {UNFOLDS}" if counts else f"thought · {UNFOLDS}")
     conversation.feed(reply.answer)
