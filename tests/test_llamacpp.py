@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +20,6 @@ from slm_local.backends.llamacpp.shelf import Shelf
 from slm_local.backends.llamacpp.vocabulary import TokenText
 from slm_local.errors import PromptTooLong, UsageError
 from slm_local.generation import Control, Handle, Piece, Prompt, PromptProgress, PromptRun, Sampling
-from tests.command import child_environment
 from tests.loading import load_settings_for
 
 BRIDGE = " Enough thinking, I answer now.\n</think>\n\n"
@@ -386,16 +383,3 @@ def test_the_library_is_loaded_without_its_package_init() -> None:
     lib = bindings()
     assert lib.__name__ == "llama_cpp.llama_cpp"
     assert lib.llama_max_parallel_sequences() >= PLACES + FORKS
-
-
-def test_a_test_run_that_imported_the_whole_package_leaves_none_of_its_files_open() -> None:
-    code = "import llama_cpp\nfrom tests.conftest import pytest_unconfigure\npytest_unconfigure()"
-    done = subprocess.run(
-        [sys.executable, "-W", "default::ResourceWarning", "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env=child_environment(),
-    )
-    assert (done.returncode, done.stderr) == (0, "")
