@@ -131,7 +131,7 @@ class Link:
     def receive(self) -> dict[str, Any]:
         """Return the next message. Errors: OSError where none comes any more; what the server says failed."""
         line = self.lines.readline()
-        if not line:
+        if not line.endswith(b"\n"):  # the last one may be cut off
             raise ConnectionResetError("the server closed the connection")
         message = LINK.from_line(line)
         if message["op"] == "failed":
@@ -187,9 +187,11 @@ def open_there(
     control.on_cancel(link.hang_up)
     try:
         message = link.ask({"op": "open", "reference": reference, "settings": settings, "keep_alive_s": keep_alive_s})
-        while message["op"] == "status":
+        while message["op"] == "status" and not control.cancelled:
             on_status(message["text"])
             message = link.receive()
+        if control.cancelled:  # the link is hung up by that, whatever came before
+            raise Interrupted("loading was stopped")
         return Opened(link=link, plan=message["plan"], facts=message["facts"], notes=message["notes"])
     except (OSError, ValueError) as error:
         link.close()
