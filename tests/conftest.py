@@ -43,6 +43,20 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def patience() -> Iterator[None]:
+    """Give what a loaded machine does late more time in this process; a test of such a limit sets it itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            "slm_local.worker.KILL_GRACE_S",
+            "slm_local.worker.attached.CONNECT_S",
+            "slm_local.server.clients.HELLO_S",
+            "slm_local.server.pool.LEAVE_S",
+        ):
+            patch.setattr(name, 60.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def numbered_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return names of folders that are not there yet: pytest's own way of numbering lists all that were made before."""
