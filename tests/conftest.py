@@ -48,7 +48,6 @@ def patience() -> Iterator[None]:
     """Give what a loaded machine does late more time in this process; a test of such a limit sets it itself."""
     with pytest.MonkeyPatch.context() as patch:
         for name in (
-            "slm_local.worker.KILL_GRACE_S",
             "slm_local.worker.attached.CONNECT_S",
             "slm_local.server.clients.HELLO_S",
             "slm_local.server.pool.LEAVE_S",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -456,6 +458,27 @@ def test_of_several_servers_that_take_one_place_at_once_one_stays(pool: Pool) ->
     for link in (before, *links):
         link.close()
     assert not paths().server_file.exists()
+
+
+def test_who_is_gone_before_it_is_let_in_keeps_nobody_out(pool: Pool) -> None:
+    class Gone(socket.socket):
+        def setsockopt(self, *options: object) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as macOS has it
+
+    link = Link(pool)
+    here, there = socket.socketpair()
+    there.close()
+    gone = Gone(fileno=here.detach())
+    waiting: list[socket.socket] = [gone]
+
+    def accept() -> tuple[socket.socket, None]:
+        link.has_left = not waiting
+        if link.has_left:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return waiting.pop(), None
+
+    link._accept(SimpleNamespace(accept=accept), "k")  # type: ignore[arg-type]
+    wait_until(lambda: (link.clients, gone.fileno()) == (0, -1))
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,6 @@ def test_a_child_that_serves_others_has_longer_to_answer_a_cancel(
     monkeypatch: pytest.MonkeyPatch, others_go_on_s: float | None
 ) -> None:
     monkeypatch.setattr(worker_module, "LIVENESS_POLL_S", 0.05)
-    monkeypatch.setattr(worker_module, "KILL_GRACE_S", 2.0)
     if others_go_on_s is None:
         monkeypatch.setattr(worker_module, "KILL_AT_LAST_S", 0.5)
     engine = Said()

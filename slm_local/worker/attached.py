@@ -99,9 +99,9 @@ class Link:
     def __init__(self, server: ServerFile) -> None:
         """Connect. Errors: OSError where nobody is there, or somebody else."""
         self._socket = socket.create_connection((HOST, server.port), CONNECT_S)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.lines: BinaryIO = self._socket.makefile("rb")
         try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._greet(server)
         except (ValueError, KeyError, TypeError) as error:
             self.close()
