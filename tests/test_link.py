@@ -210,6 +210,15 @@ def test_a_model_that_was_closed_meanwhile_is_opened_again(link: Link, pool: Poo
         assert engine.pid is None
 
 
+def test_what_stops_a_load_stops_nothing_once_the_model_is_open(link: Link, pool: Pool, hello: str) -> None:
+    control = Control()
+    with open_model(hello, control=control) as engine:
+        control.cancel()
+        assert engine.reply("hi").answer == "hello"
+        assert engine.pid is None
+        assert [each.attached for each in pool.running()] == [1]
+
+
 # ---- ends
 
 

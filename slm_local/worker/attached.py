@@ -179,18 +179,22 @@ def open_there(
 ) -> Opened:
     """Have a server open a model for this client; blocks. `on_status` is told how its load goes on.
 
+    Once it is open `control` has no more to do with it.
+
     `settings` are those that decide how it is opened; the reference's own are among them.
 
     Errors: what the server says; `WorkerCrashed` where it is gone meanwhile; `Interrupted`; OSError where it is none.
     """
     link = Link(server)
-    control.on_cancel(link.hang_up)
+    is_open = threading.Event()
+    control.on_cancel(lambda: None if is_open.is_set() else link.hang_up())
     try:
         message = link.ask({"op": "open", "reference": reference, "settings": settings, "keep_alive_s": keep_alive_s})
         while message["op"] == "status" and not control.cancelled:
             on_status(message["text"])
             message = link.receive()
-        if control.cancelled:  # the link is hung up by that, whatever came before
+        is_open.set()
+        if control.cancelled:  # the link may be hung up by that, whatever came before
             raise Interrupted("loading was stopped")
         return Opened(link=link, plan=message["plan"], facts=message["facts"], notes=message["notes"])
     except (OSError, ValueError) as error:
