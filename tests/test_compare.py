@@ -30,6 +30,8 @@ from slm_local.generation import AnswerDelta, Control, Reply, Started, ThinkDelt
 from slm_local.metrics import EnergyMeter
 from slm_local.paths import paths
 from slm_local.registry import load_registry
+from slm_local.server.link import Link
+from slm_local.server.pool import Pool
 from slm_local.system import EnergyCounter, EnergyReading
 from tests.conftest import ScriptWriter
 
@@ -302,6 +304,28 @@ def test_cancel_keeps_what_is_there_and_marks_the_rest(run: Run, refer: Callable
         (2, "cancelled", ""),
     ]
     assert [each.correct for each in found] == [False, None, None]
+
+
+def test_cancel_keeps_what_came_from_the_users_server(run: Run, refer: Callable[..., str]) -> None:
+    pool = Pool(load_registry, lambda own: load_settings({}, reference_settings=own))
+    link = Link(pool)
+    link.start("http://127.0.0.1:11435")
+    control = Control()
+    found: list[LaneResult] = []
+    try:
+        for each in run([refer(*SLOW, name="a"), refer(*GUESSER, name="b")], control=control):
+            if isinstance(each, LaneEvent) and isinstance(each.event, AnswerDelta):
+                assert [running.live for running in pool.running()] == [1]
+                control.cancel()
+            if isinstance(each, LaneResult):
+                found.append(each)
+    finally:
+        link.close()
+        pool.close()
+    assert [(each.lane, each.error, each.reply.finish, each.reply.answer) for each in found] == [
+        (0, None, "cancelled", "one"),
+        (1, None, "cancelled", ""),
+    ]
 
 
 def test_a_consumer_that_goes_away_stops_everything(run: Run, refer: Callable[..., str]) -> None:
