@@ -135,13 +135,14 @@ def test_a_key_that_can_be_guessed_is_refused(slm: Slm, reference: str, monkeypa
 def test_a_server_in_the_background_gives_way(slm: Slm, serve: Serve, reference: str) -> None:
     assert slm_process("run", reference, "hi", "--keep-alive", "10m").returncode == 0
     before = json.loads(slm("ps", "--json").out)["server"]
+    ending = psutil.Process(before["pid"])
     process = serve(reference)
     address = address_of(process)
     assert process.stderr is not None
     assert f"the server in the background (process {before['pid']}) gives way" in process.stderr.readline()
     now = json.loads(slm("ps", "--json").out)["server"]
     assert (now["pid"], now["address"]) == (process.pid, address)
-    wait_until(lambda: not psutil.pid_exists(before["pid"]))
+    wait_until(lambda: not ending.is_running())
     assert slm("run", reference, "hi", "-v").err.count(f"open in the server (process {process.pid}") == 1
     second = slm("serve", reference, "--port", "0")
     assert (second.code, f"runs already at {address}" in second.err) == (2, True)

@@ -65,9 +65,10 @@ def test_a_model_that_is_kept_answers_the_next_command_until_it_is_stopped(slm: 
     assert fresh.stdout == b"It is **85**.\n"
     assert b"is not used: --fresh" in fresh.stderr
 
+    ending = psutil.Process(kept["server"]["pid"])
     stopped = slm("stop")
     assert (stopped.code, stopped.err) == (0, f"{model} was closed\n")
-    wait_until(lambda: not psutil.pid_exists(kept["server"]["pid"]))
+    wait_until(lambda: not ending.is_running())
     assert server(slm) == {"server": None, "models": []}
     assert not paths().server_file.exists()
 
