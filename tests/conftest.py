@@ -56,6 +56,19 @@ def pytest_unconfigure() -> None:
         utils.errnull_file.close()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def patience() -> Iterator[None]:
+    """Give what a loaded machine does late more time in this process; a test of such a limit sets it itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            "slm_local.worker.attached.CONNECT_S",
+            "slm_local.server.clients.HELLO_S",
+            "slm_local.server.pool.LEAVE_S",
+        ):
+            patch.setattr(name, 60.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def numbered_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return names of folders that are not there yet: pytest's own way of numbering lists all that were made before."""

@@ -17,6 +17,7 @@ from slm_local.forecast.offers import pace
 from tests.command import Result, child_environment, slm
 from tests.hub.fixtures import TINY_REPO, hub, serve_openvino, serve_split, serve_tiny
 from tests.hub.server import HubServer
+from tests.pressing import press
 
 __all__ = ["hub", "slm"]
 
@@ -279,7 +280,7 @@ class TestOnATerminal:
         child = self.spawn("pull", "my-tiny")
         child.expect("fetch it\\?")
         assert not own.exists()
-        child.send("y")
+        press(child, "y")
         child.expect("whole and verified")
         child.expect(pexpect.EOF)
         assert child.wait() == 0
@@ -289,7 +290,7 @@ class TestOnATerminal:
         serve_tiny(hub)
         child = self.spawn("run", "my-tiny", "Hello")
         child.expect("fetch it\\?")
-        child.send("n")
+        press(child, "n")
         child.expect("nothing was fetched")
         child.expect(pexpect.EOF)
         assert child.wait() == 130

@@ -51,9 +51,10 @@ def test_a_model_that_is_kept_answers_the_next_command_until_it_is_stopped(slm: 
     assert done.returncode == 0, done.stderr
     assert done.stdout == b"It is **85**.\n"
     assert b"stays open for 1 min after its last use" in done.stderr
+    wait_until(lambda: not any(each["is_needed"] for each in server(slm)["models"]))  # the client's end is seen there
     kept = server(slm)
     assert [each["state"] for each in kept["models"]] == ["idle"]
-    assert 50.0 < kept["models"][0]["expires_s"] <= 60.0
+    assert 0.0 < kept["models"][0]["expires_s"] <= 60.0
 
     done = slm_process("run", model, "hi", "-v")
     assert done.stdout == b"It is **85**.\n"
@@ -64,9 +65,10 @@ def test_a_model_that_is_kept_answers_the_next_command_until_it_is_stopped(slm: 
     assert fresh.stdout == b"It is **85**.\n"
     assert b"is not used: --fresh" in fresh.stderr
 
+    ending = psutil.Process(kept["server"]["pid"])
     stopped = slm("stop")
     assert (stopped.code, stopped.err) == (0, f"{model} was closed\n")
-    wait_until(lambda: not psutil.pid_exists(kept["server"]["pid"]))
+    wait_until(lambda: not ending.is_running())
     assert server(slm) == {"server": None, "models": []}
     assert not paths().server_file.exists()
 
@@ -93,7 +95,7 @@ def test_ps_shows_what_is_open_and_for_how_long(slm: Slm, model: str, pool: Pool
     with pool.lease(model):
         assert "1 answering" in slm("ps").out
     shown = slm("ps")
-    assert re.search(r"idle for 0 s +in (5 min|4 min 59 s)$", shown.out.splitlines()[1])
+    assert re.search(r"idle for \d+ s +in (5 min|4 min \d+ s)$", shown.out.splitlines()[1])
     assert "http://127.0.0.1:11435" in shown.err
     pool.attach(model, keep_alive_s=float("inf")).close()
     assert slm("ps").out.splitlines()[1].endswith("never")

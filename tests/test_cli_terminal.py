@@ -21,7 +21,7 @@ import pexpect
 
 CSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e]")
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 
 Spawn = Callable[..., Any]
 

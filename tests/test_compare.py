@@ -30,6 +30,8 @@ from slm_local.generation import AnswerDelta, Control, Reply, Started, ThinkDelt
 from slm_local.metrics import EnergyMeter
 from slm_local.paths import paths
 from slm_local.registry import load_registry
+from slm_local.server.link import Link
+from slm_local.server.pool import Pool
 from slm_local.system import EnergyCounter, EnergyReading
 from tests.conftest import ScriptWriter
 
@@ -150,8 +152,17 @@ def test_what_does_not_fit_together_is_unloaded_first_and_that_is_said(
 
 
 def test_at_once_is_marked_and_tells_no_energy(run: Run, refer: Callable[..., str]) -> None:
-    waits = [dict(row, delay=0.05) for row in THINKER]
-    events = list(run([refer(*waits, name="a"), refer(*waits, name="b")], parallel=True))
+    minute = {"text": "on {n} ", "ids": [1], "delay": 0.02, "times": 3000}
+    control = Control()
+    events: list[CompareEvent] = []
+    begun: set[int] = set()
+    lanes_of_a_minute = [f"{refer(minute, name=name)}@loop-guard=false" for name in "ab"]
+    for event in run(lanes_of_a_minute, parallel=True, control=control):
+        events.append(event)
+        if isinstance(event, LaneEvent) and begins(event):
+            begun.add(event.lane)
+            if begun == {0, 1}:
+                control.cancel()
     both = results(iter(events))
     assert [each.is_parallel for each in both] == [True, True]
     assert {each.no_joules for each in both} == {"lanes that run at once can't be told apart"}
@@ -207,7 +218,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], threading.Event]:
 
         def supply(choice: Choice, *, confirm: Callable[[Offer | None], None], **wishes: Any) -> Choice:
             confirm(None)
-            assert came.wait(30)
+            assert came.wait(60)
             fetched.append(choose(choice.reference, settings=choice.settings))
             return fetched[0]
 
@@ -295,6 +306,28 @@ def test_cancel_keeps_what_is_there_and_marks_the_rest(run: Run, refer: Callable
     assert [each.correct for each in found] == [False, None, None]
 
 
+def test_cancel_keeps_what_came_from_the_users_server(run: Run, refer: Callable[..., str]) -> None:
+    pool = Pool(load_registry, lambda own: load_settings({}, reference_settings=own))
+    link = Link(pool)
+    link.start("http://127.0.0.1:11435")
+    control = Control()
+    found: list[LaneResult] = []
+    try:
+        for each in run([refer(*SLOW, name="a"), refer(*GUESSER, name="b")], control=control):
+            if isinstance(each, LaneEvent) and isinstance(each.event, AnswerDelta):
+                assert [running.live for running in pool.running()] == [1]
+                control.cancel()
+            if isinstance(each, LaneResult):
+                found.append(each)
+    finally:
+        link.close()
+        pool.close()
+    assert [(each.lane, each.error, each.reply.finish, each.reply.answer) for each in found] == [
+        (0, None, "cancelled", "one"),
+        (1, None, "cancelled", ""),
+    ]
+
+
 def test_a_consumer_that_goes_away_stops_everything(run: Run, refer: Callable[..., str]) -> None:
     control = Control()
     events = run([refer(*SLOW, name="a"), refer(*GUESSER, name="b")], control=control)
@@ -306,10 +339,10 @@ def test_a_consumer_that_goes_away_stops_everything(run: Run, refer: Callable[..
 
 def test_answer_now_ends_the_thinking_of_the_reply_under_way_alone(run: Run, refer: Callable[..., str]) -> None:
     control = Control()
-    rows = [{"text": "<think>", "ids": [1]}, *({"text": "hm ", "ids": [2], "delay": 0.02} for _ in range(200))]
+    rows = [{"text": "<think>", "ids": [1]}, {"text": "hm {n} ", "ids": [2], "delay": 0.02, "times": 3000}]
     rows += [{"text": "</think>", "ids": [3]}, {"text": "85", "ids": [4], "end": "stop"}]
     found: list[LaneResult] = []
-    for each in run([refer(*rows, name="a"), refer(*THINKER, name="b")], control=control):
+    for each in run([f"{refer(*rows, name='a')}@loop-guard=false", refer(*THINKER, name="b")], control=control):
         if isinstance(each, LaneEvent) and each.lane == 0 and isinstance(each.event, ThinkDelta):
             control.end_thinking()
         if isinstance(each, LaneResult):

@@ -16,6 +16,7 @@ from slm_local.store import Store, open_store
 from tests.command import THINK_THEN_ANSWER, Result, child_environment, slm
 from tests.conftest import ScriptWriter
 from tests.kept_chats import FACTS, keep, reply_of
+from tests.pressing import press
 
 __all__ = ["slm"]
 
@@ -344,7 +345,7 @@ def test_rm_asks_with_one_key_and_enter_keeps(store: Store, key: str, code: int,
     child.expect_exact("chat 7 · 1 turn · prompt 6")
     child.expect_exact("… 2 more")
     child.expect_exact("remove them for good? y: yes, any other key: no ")
-    child.send(key)
+    press(child, key)
     child.expect_exact("nothing was removed" if left else "removed chat 1")
     child.read()
     child.wait()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -19,12 +22,22 @@ from slm_local import __version__
 from slm_local.config import Settings, load_settings
 from slm_local.engine import Engine, open_model
 from slm_local.errors import Interrupted, UnknownModel, UsageError, WorkerCrashed
-from slm_local.generation import AnswerDelta, Control, Done, Message, StreamEvent, ThinkDelta, TokenOrder
+from slm_local.generation import (
+    AnswerDelta,
+    Control,
+    Done,
+    Message,
+    PromptProgress,
+    Started,
+    StreamEvent,
+    ThinkDelta,
+    TokenOrder,
+)
 from slm_local.paths import paths
 from slm_local.registry import load_registry
 from slm_local.server import clients
 from slm_local.server.link import Link
-from slm_local.server.pool import Pool
+from slm_local.server.pool import Attachment, Pool
 from slm_local.worker import attached
 from slm_local.worker.attached import read_server_file
 from tests.conftest import ScriptWriter
@@ -197,6 +210,15 @@ def test_a_model_that_was_closed_meanwhile_is_opened_again(link: Link, pool: Poo
         assert engine.pid is None
 
 
+def test_what_stops_a_load_stops_nothing_once_the_model_is_open(link: Link, pool: Pool, hello: str) -> None:
+    control = Control()
+    with open_model(hello, control=control) as engine:
+        control.cancel()
+        assert engine.reply("hi").answer == "hello"
+        assert engine.pid is None
+        assert [each.attached for each in pool.running()] == [1]
+
+
 # ---- ends
 
 
@@ -223,8 +245,9 @@ def test_a_client_that_takes_nothing_any_more_loses_its_place(
     while message["op"] == "status":
         message = stopped.receive()
     with open_model(f"scripted:{path}@loop-guard=false") as engine:
+        assert [(each.live, each.attached) for each in pool.running()] == [(0, 2)]
         stopped.send({"op": "start", "id": 1, "request": engine.request("hi")})
-        wait_until(lambda: [(each.live, each.attached) for each in pool.running()] == [(1, 2)])
+        assert isinstance(stopped.receive()["event"], PromptProgress | Started)
         wait_until(lambda: [(each.live, each.attached) for each in pool.running()] == [(0, 1)])
         taken = stopped.lines.read()
         assert len(taken) > 100_000
@@ -275,7 +298,7 @@ def test_two_hundred_connections_leave_nothing_behind(link: Link, pool: Pool, he
     open_model(hello).close()
     wait_until(lambda: link.clients == 0)
     process = psutil.Process()
-    before = process.num_fds(), len(process.children(recursive=True))
+    descriptors, children = process.num_fds(), set(process.children(recursive=True))
     for number in range(200):
         connection = attached.Link(server)
         if number % 40 == 0:
@@ -284,8 +307,8 @@ def test_two_hundred_connections_leave_nothing_behind(link: Link, pool: Pool, he
         wait_until(lambda: link.clients < 20)
     wait_until(lambda: link.clients == 0)
     wait_until(lambda: not [each for each in threading.enumerate() if each.name.startswith("slm-link-")])
-    wait_until(lambda: process.num_fds() <= before[0])
-    assert len(process.children(recursive=True)) == before[1]
+    wait_until(lambda: process.num_fds() <= descriptors)
+    wait_until(lambda: set(process.children(recursive=True)) <= children)
     assert [(each.live, each.waiting, each.attached) for each in pool.running()] == [(0, 0, 0)]
 
 
@@ -393,12 +416,20 @@ def test_a_server_takes_the_place_of_one_in_the_background_which_ends_what_it_ha
             new_pool.close()
 
 
-def test_the_place_of_one_that_goes_while_it_is_asked_is_taken(pool: Pool) -> None:
+@pytest.mark.parametrize("said", [None, b"", b'{"op":"le'], ids=["no greeting", "a greeting", "half an answer"])
+def test_the_place_of_one_that_goes_while_it_is_asked_is_taken(pool: Pool, said: bytes | None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def hang_up() -> None:
             connection, _ = listening.accept()
-            connection.close()
+            with connection, connection.makefile("rb") as lines:
+                asked = json.loads(lines.readline())["nonce"]
+                if said is not None:
+                    greeting = {"nonce": "1", "proof": attached.proof("k", "server", asked, "1")}
+                    connection.sendall(json.dumps(greeting).encode() + b"\n")
+                    lines.readline()  # its proof
+                    lines.readline()  # what it asks
+                    connection.sendall(said)
 
         threading.Thread(target=hang_up, daemon=True).start()
         of_before = attached.ServerFile(
@@ -436,6 +467,27 @@ def test_of_several_servers_that_take_one_place_at_once_one_stays(pool: Pool) ->
     for link in (before, *links):
         link.close()
     assert not paths().server_file.exists()
+
+
+def test_who_is_gone_before_it_is_let_in_keeps_nobody_out(pool: Pool) -> None:
+    class Gone(socket.socket):
+        def setsockopt(self, *options: object) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as macOS has it
+
+    link = Link(pool)
+    here, there = socket.socketpair()
+    there.close()
+    gone = Gone(fileno=here.detach())
+    waiting: list[socket.socket] = [gone]
+
+    def accept() -> tuple[socket.socket, None]:
+        link.has_left = not waiting
+        if link.has_left:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return waiting.pop(), None
+
+    link._accept(SimpleNamespace(accept=accept), "k")  # type: ignore[arg-type]
+    wait_until(lambda: (link.clients, gone.fileno()) == (0, -1))
 
 
 @pytest.mark.parametrize(
@@ -504,3 +556,32 @@ def test_how_a_load_goes_on_reaches_the_client_and_ctrl_c_ends_it(link: Link, po
         open_model(f"scripted:{slow}", on_status=note, control=control)
     assert statuses == ["starting the engine…"]
     wait_until(lambda: not pool.running())
+
+
+def test_a_load_that_is_stopped_is_so_whatever_the_server_had_said_by_then(
+    link: Link, pool: Pool, hello: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses: list[str] = []
+    control, all_is_said = Control(), threading.Event()
+    attach, do = Pool.attach, clients.Client._open
+
+    def attach_and_tell(pool: Pool, *arguments: Any, on_status: Callable[[str], None], **options: Any) -> Attachment:
+        for text in ("one", "two"):
+            on_status(text)
+        return attach(pool, *arguments, on_status=on_status, **options)
+
+    def open_and_note(client: clients.Client, *arguments: Any) -> None:
+        do(client, *arguments)
+        all_is_said.set()
+
+    def note(text: str) -> None:
+        statuses.append(text)
+        assert all_is_said.wait(60.0)
+        control.cancel()
+
+    monkeypatch.setattr(Pool, "attach", attach_and_tell)
+    monkeypatch.setattr(clients.Client, "_open", open_and_note)
+    with pytest.raises(Interrupted, match="loading was stopped"):
+        open_model(hello, on_status=note, control=control)
+    assert statuses == ["one"]
+    wait_until(lambda: [each.attached for each in pool.running()] == [0])

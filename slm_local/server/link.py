@@ -139,7 +139,8 @@ class Link:
                     if self._changed.wait_for(lambda: self.has_left, REST_S):
                         return
                 continue
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # macOS says so of one that is gone already: who reads it sees that
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if len(self._clients) >= MOST_CLIENTS:
                 connection.close()
                 continue

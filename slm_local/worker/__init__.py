@@ -42,6 +42,8 @@ KILL_AT_LAST_S = 20.0
 LIVENESS_POLL_S = 0.5
 """How often a waiting parent looks whether the child still lives: the end of its pipe alone proves nothing."""
 CLOSE_WAIT_S = 2.0
+GONE_WAIT_S = 10.0
+"""Longest wait for the status of a child whose pipe has ended: one that gives much memory back takes a while."""
 
 T = TypeVar("T")
 
@@ -309,20 +311,27 @@ class Worker:
         try:
             message = inbox.get(timeout=wait_s)
         except queue.Empty:
-            if not self.is_alive:
-                raise self._crash() from None
-            if cancelled_at is not None and self._is_stuck(cancelled_at):
-                self._kill_unstopped()
-                raise self._crash() from None
-            return None
+            if self.is_alive:
+                if cancelled_at is not None and self._is_stuck(cancelled_at):
+                    self._kill_unstopped()
+                    raise self._crash() from None
+                return None
+            message = self._last_words(inbox)
         if message is _ENDED:
             raise self._crash()
         if isinstance(message, dict) and message["op"] == "failed":
             raise error_of(_expect(FailureRecord, message["record"]))
         return message
 
+    def _last_words(self, inbox: queue.SimpleQueue[Any]) -> Any:
+        """Return what a child said before it died and is being read yet; `_ENDED` once there is no more."""
+        try:
+            return inbox.get(timeout=CLOSE_WAIT_S)
+        except queue.Empty:  # what it started may hold its pipe open
+            return _ENDED
+
     def _crash(self) -> WorkerCrashed:
-        how = self._channel.wait(CLOSE_WAIT_S) or "it closed its pipe"
+        how = self._channel.wait(GONE_WAIT_S) or "it closed its pipe"
         self.kill()
         return WorkerCrashed(self._how or f"{self._channel.name} is gone: {how}", hint=self._channel.crash_hint)
 

@@ -99,9 +99,9 @@ class Link:
     def __init__(self, server: ServerFile) -> None:
         """Connect. Errors: OSError where nobody is there, or somebody else."""
         self._socket = socket.create_connection((HOST, server.port), CONNECT_S)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.lines: BinaryIO = self._socket.makefile("rb")
         try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._greet(server)
         except (ValueError, KeyError, TypeError) as error:
             self.close()
@@ -131,7 +131,7 @@ class Link:
     def receive(self) -> dict[str, Any]:
         """Return the next message. Errors: OSError where none comes any more; what the server says failed."""
         line = self.lines.readline()
-        if not line:
+        if not line.endswith(b"\n"):  # the last one may be cut off
             raise ConnectionResetError("the server closed the connection")
         message = LINK.from_line(line)
         if message["op"] == "failed":
@@ -179,17 +179,23 @@ def open_there(
 ) -> Opened:
     """Have a server open a model for this client; blocks. `on_status` is told how its load goes on.
 
+    Once it is open `control` has no more to do with it.
+
     `settings` are those that decide how it is opened; the reference's own are among them.
 
     Errors: what the server says; `WorkerCrashed` where it is gone meanwhile; `Interrupted`; OSError where it is none.
     """
     link = Link(server)
-    control.on_cancel(link.hang_up)
+    is_open = threading.Event()
+    control.on_cancel(lambda: None if is_open.is_set() else link.hang_up())
     try:
         message = link.ask({"op": "open", "reference": reference, "settings": settings, "keep_alive_s": keep_alive_s})
-        while message["op"] == "status":
+        while message["op"] == "status" and not control.cancelled:
             on_status(message["text"])
             message = link.receive()
+        is_open.set()
+        if control.cancelled:  # the link may be hung up by that, whatever came before
+            raise Interrupted("loading was stopped")
         return Opened(link=link, plan=message["plan"], facts=message["facts"], notes=message["notes"])
     except (OSError, ValueError) as error:
         link.close()

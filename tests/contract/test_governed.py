@@ -72,7 +72,7 @@ def thought_tokens(heard: Heard) -> int | None:
 
 def ended_by_hand(runner: Runner, *, cancel: bool = False) -> Heard:
     """Ask for the answer while it thinks; the smallest model may be done before it hears of it: then again."""
-    for _ in range(5):
+    for _ in range(40):
         control = Control()
         events: list[StreamEvent] = []
         for event in runner.stream(ask(), control):

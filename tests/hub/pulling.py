@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ QUICK = Patience(connect_s=10.0, stall_s=20.0, waits_s=(0.0,) * 6, longest_wait_
 """No waits between tries."""
 RESTLESS = Patience(connect_s=10.0, stall_s=0.2, waits_s=(0.0,) * 6, longest_wait_s=0.0)
 """For tests of stalls: a slow machine may look like one, which then costs a try more."""
+UNTIRING = replace(RESTLESS, waits_s=(0.0,) * 600)
+"""The same where a pull must not give up, however often the machine looks like that."""
 
 
 def variant(repo: str = REPO, file: str | None = FILE, **more: Any) -> Variant:

@@ -24,7 +24,20 @@ from tests.hub.misbehaviour import (
     shorter,
     wrong_bytes,
 )
-from tests.hub.pulling import FILE, QUICK, REPO, RESTLESS, is_clean, is_right, outcome, part, place, pull, variant
+from tests.hub.pulling import (
+    FILE,
+    QUICK,
+    REPO,
+    RESTLESS,
+    UNTIRING,
+    is_clean,
+    is_right,
+    outcome,
+    part,
+    place,
+    pull,
+    variant,
+)
 from tests.hub.server import HubServer
 
 SIZE = 600_000
@@ -93,8 +106,8 @@ def serve(hub: HubServer) -> None:
     hub.add(REPO, {FILE: CONTENT, "README.md": CARD})
 
 
-def patience_for(fault: Fault) -> Patience:
-    return RESTLESS if fault.is_mute or fault.stall_after is not None else QUICK
+def patience_for(fault: Fault, *, stalled: Patience = RESTLESS) -> Patience:
+    return stalled if fault.is_mute or fault.stall_after is not None else QUICK
 
 
 @pytest.mark.parametrize("name", PASSING)
@@ -102,7 +115,7 @@ def test_what_passes_ends_in_the_right_file(hub: HubServer, tmp_path: Path, name
     serve(hub)
     route, fault, times = PASSING[name]
     hub.faults.add(fault, route=route, times=times)
-    pull(tmp_path, patience=patience_for(fault))
+    pull(tmp_path, patience=patience_for(fault, stalled=UNTIRING))
     assert is_right(tmp_path, hub.repositories[REPO].commits[0].files[FILE])
     assert is_clean(tmp_path, but=(FILE,))
     assert not part(tmp_path).exists()

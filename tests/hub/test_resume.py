@@ -29,7 +29,7 @@ from tests.hub.pulling import (
     FILE,
     QUICK,
     REPO,
-    RESTLESS,
+    UNTIRING,
     break_off,
     child,
     ended,
@@ -138,7 +138,7 @@ def test_a_cancel_ends_a_pull_that_hangs_and_keeps_what_came(
     watcher = threading.Thread(target=cancel_once_it_hangs)
     watcher.start()
     with pytest.raises(Interrupted):
-        pull(tmp_path, control=control, patience=RESTLESS if after is None else QUICK)
+        pull(tmp_path, control=control, patience=UNTIRING if after is None else QUICK)
     watcher.join()
     assert not after or part(tmp_path).stat().st_size == after
     assert is_clean(tmp_path)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -21,6 +24,8 @@ from huggingface_hub.hf_api import RepoFile
 from tests.hub.fixtures import TINY_REPO, WEIGHTS, serve_openvino, serve_tiny, some_bytes
 from tests.hub.misbehaviour import RATE_LIMITED, Fault, wrong_bytes
 from tests.hub.server import HubServer
+
+get, head = (partial(each, timeout=60.0) for each in (httpx.get, httpx.head))
 
 TINY_FILE = "tiny-reasoner.gguf"
 REPO = "maker/model"
@@ -153,7 +158,7 @@ def test_the_real_client_sends_its_token_to_the_hub_alone(hub: HubServer, tmp_pa
 def test_ranges(hub: HubServer, asked: str, status: int, told: str | None, part: slice) -> None:
     content = some_bytes(1000)
     blob = hub.add(REPO, {"a.bin": content}).files["a.bin"]
-    answer = httpx.get(hub.signed_url(blob), headers={"Range": asked})
+    answer = get(hub.signed_url(blob), headers={"Range": asked})
     assert answer.status_code == status
     assert answer.headers.get("Content-Range") == told
     assert answer.content == content[part]
@@ -164,36 +169,36 @@ def test_ranges(hub: HubServer, asked: str, status: int, told: str | None, part:
 def test_small_files_are_compressed_for_who_accepts_it_and_then_without_ranges(hub: HubServer) -> None:
     commit = hub.add(REPO, {"config.json": b"{}" * 100})
     url = f"{hub.url}/api/resolve-cache/models/{REPO}/{commit.id}/config.json"
-    squeezed = httpx.get(url, headers={"Accept-Encoding": "gzip", "Range": "bytes=5-"})
+    squeezed = get(url, headers={"Accept-Encoding": "gzip", "Range": "bytes=5-"})
     assert (squeezed.status_code, squeezed.headers["Content-Encoding"], squeezed.content) == (200, "gzip", b"{}" * 100)
-    assert httpx.get(url, headers={"Accept-Encoding": "identity", "Range": "bytes=5-"}).status_code == 206
+    assert get(url, headers={"Accept-Encoding": "identity", "Range": "bytes=5-"}).status_code == 206
 
 
 def test_a_signed_address_expires_and_a_new_one_is_given(hub: HubServer) -> None:
     commit = hub.add(REPO, {"a.bin": b"abc"})
     old = hub.signed_url(commit.files["a.bin"])
     hub.expire_signatures()
-    assert httpx.get(old).status_code == 403
-    assert httpx.get(f"{hub.url}/{REPO}/resolve/main/a.bin", follow_redirects=True).content == b"abc"
+    assert get(old).status_code == 403
+    assert get(f"{hub.url}/{REPO}/resolve/main/a.bin", follow_redirects=True).content == b"abc"
 
 
 def test_a_push_moves_main_and_old_commits_stay(hub: HubServer) -> None:
     first = hub.add(REPO, {"a.bin": b"one"})
     second = hub.add(REPO, {"a.bin": b"two"})
     for revision, content in (("main", b"two"), (first.id, b"one"), (second.id, b"two")):
-        got = httpx.get(f"{hub.url}/{REPO}/resolve/{revision}/a.bin", follow_redirects=True)
+        got = get(f"{hub.url}/{REPO}/resolve/{revision}/a.bin", follow_redirects=True)
         assert got.content == content
 
 
 def test_faults_match_route_file_method_and_turn(hub: HubServer) -> None:
     commit = hub.add(REPO, {"a.bin": b"abc", "b.bin": b"def"})
     hub.faults.add(Fault(status=500), file="a.*", skip=1, times=2)
-    turns = [httpx.get(hub.signed_url(commit.files["a.bin"])).status_code for _ in range(4)]
+    turns = [get(hub.signed_url(commit.files["a.bin"])).status_code for _ in range(4)]
     assert turns == [200, 500, 500, 200]
     hub.faults.add(RATE_LIMITED, file="a.bin", method="HEAD", times=None)
-    assert httpx.get(hub.signed_url(commit.files["a.bin"])).status_code == 200
-    assert httpx.head(hub.signed_url(commit.files["b.bin"])).status_code == 200
-    assert httpx.head(hub.signed_url(commit.files["a.bin"])).headers["Retry-After"] == "7"
+    assert get(hub.signed_url(commit.files["a.bin"])).status_code == 200
+    assert head(hub.signed_url(commit.files["b.bin"])).status_code == 200
+    assert head(hub.signed_url(commit.files["a.bin"])).headers["Retry-After"] == "7"
 
 
 @pytest.mark.parametrize("resets", [False, True])
@@ -201,38 +206,42 @@ def test_a_connection_is_dropped_after_so_many_bytes(hub: HubServer, resets: boo
     blob = hub.add(REPO, {"a.bin": some_bytes(200_000)}).files["a.bin"]
     hub.faults.add(Fault(drop_after=150_001, resets=resets))
     with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
-        httpx.get(hub.signed_url(blob))
+        get(hub.signed_url(blob))
     assert [each.sent_bytes for each in hub.seen("cdn")] == [150_001]
 
 
 def test_a_stall_lasts_until_it_is_released(hub: HubServer) -> None:
     blob = hub.add(REPO, {"a.bin": some_bytes(200_000)}).files["a.bin"]
     hub.faults.add(Fault(stall_after=100_000))
-    with (
-        httpx.stream("GET", hub.signed_url(blob), timeout=httpx.Timeout(60.0, read=0.2)) as answer,
-        pytest.raises(httpx.ReadTimeout),
-    ):
-        answer.read()
-    assert hub.stalled.is_set()
+    url = urlsplit(hub.signed_url(blob))
+    with socket.create_connection((url.hostname or "", url.port or 0)) as plain, plain.makefile("rb") as answer:
+        plain.sendall(f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\n\r\n".encode())
+        while answer.readline() != b"\r\n":
+            pass
+        assert answer.read(100_000) == blob.content[:100_000]
+        assert hub.stalled.wait(60)
+        plain.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            answer.read(1)
     hub.faults.add(Fault(stall_after=100_000, then=hub.expire_signatures))
     hub.release()
-    assert httpx.get(hub.signed_url(blob)).content == blob.content
+    assert get(hub.signed_url(blob)).content == blob.content
 
 
 def test_bytes_and_lengths_can_be_wrong(hub: HubServer) -> None:
     blob = hub.add(REPO, {"a.bin": some_bytes(1000)}).files["a.bin"]
     hub.faults.add(Fault(change=wrong_bytes))
-    got = httpx.get(hub.signed_url(blob)).content
+    got = get(hub.signed_url(blob)).content
     assert len(got) == 1000
     assert sum(a != b for a, b in zip(got, blob.content, strict=True)) == 1
     hub.faults.add(Fault(stated_length=1200))
     with pytest.raises(httpx.RemoteProtocolError):
-        httpx.get(hub.signed_url(blob))
+        get(hub.signed_url(blob))
     hub.faults.add(Fault(range_shift=3))
-    shifted = httpx.get(hub.signed_url(blob), headers={"Range": "bytes=10-"})
+    shifted = get(hub.signed_url(blob), headers={"Range": "bytes=10-"})
     assert shifted.headers["Content-Range"] == "bytes 13-999/1000"
     hub.faults.add(Fault(ignores_range=True))
-    assert httpx.get(hub.signed_url(blob), headers={"Range": "bytes=10-"}).status_code == 200
+    assert get(hub.signed_url(blob), headers={"Range": "bytes=10-"}).status_code == 200
 
 
 def test_hostile_names_are_served_as_they_are(hub: HubServer) -> None:
