@@ -45,7 +45,7 @@ from tests.loading import THINK_TAGS, load_settings_for
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
 
-def wait_until(is_so: Callable[[], bool], *, within_s: float = 60.0) -> None:
+def wait_until(is_so: Callable[[], object], *, within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not is_so():
         assert time.monotonic() < deadline, "it did not come about"
