@@ -31,8 +31,18 @@ class SteadyPilot(Pilot[None]):
     no time for us looks the same.
     """
 
-    async def _wait_for_screen(self, timeout: float = PATIENCE_S) -> bool:
-        return all([await super(SteadyPilot, self)._wait_for_screen(timeout) for _ in range(ROUNDS)])
+    async def press(self, *keys: str) -> None:
+        await super().press(*keys)
+        await self._settle()
+
+    async def pause(self, delay: float | None = None) -> None:
+        if delay is None:
+            await self._settle()
+        await super().pause(delay)
+
+    async def _settle(self) -> None:
+        for _ in range(ROUNDS):
+            await self._wait_for_screen(PATIENCE_S)
 
 
 def play(desk: Desk, scene: Scene, size: tuple[int, int] = (80, 24)) -> None:
