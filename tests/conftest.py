@@ -134,6 +134,12 @@ def user_home(numbered_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -
     return home
 
 
+@pytest.fixture(autouse=True)
+def busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an engine that is slow to answer a cancel not taken for one that hangs: others work on this machine, too."""
+    monkeypatch.setattr("slm_local.worker.KILL_GRACE_S", 60.0)
+
+
 @pytest.fixture
 def script(tmp_path: Path) -> ScriptWriter:
     """Write a script for the scripted backend: rows as keyword dictionaries, `setup` first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,8 +71,7 @@ def fake_engine(**routes: Route) -> Iterator[FakeEngine]:
     """Serve: names are paths with `__` for a slash (`v1__models`); any other path is 404."""
     by_path = {"/" + name.replace("__", "/"): route for name, route in routes.items()}
     by_path.setdefault("/v1/models", listing())
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     engine = FakeEngine(url=f"http://127.0.0.1:{server.server_address[1]}/v1", routes=by_path)
     server.engine = engine  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -82,6 +82,17 @@ def fake_engine(**routes: Route) -> Iterator[FakeEngine]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class Server(ThreadingHTTPServer):
+    """Takes many connections at once, and says nothing of those that are broken off."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -107,7 +107,7 @@ def test_a_huge_body_of_unknown_length_is_413(server: Serving) -> None:
     headers = {"Content-Type": "application/json"}
     try:
         assert server.http.post("/tokenize", content=drops(), headers=headers).status_code == 413
-    except httpx.WriteError:  # it hung up, for it had read enough
+    except (httpx.NetworkError, httpx.RemoteProtocolError):  # it hung up, for it had read enough
         assert server.http.get("/health").status_code == 200
 
 

@@ -25,7 +25,7 @@ from tests.test_worker import wait_until
 
 pytestmark = pytest.mark.usefixtures("scripted_allowed")
 
-ENDLESS = ({"text": "on "}, {"text": "and on ", "delay": 0.002, "times": 20_000}, {"text": "end", "end": "stop"})
+ENDLESS = ({"text": "on "}, {"text": "and on ", "delay": 0.002, "times": 20_000}, {"delay": 600.0, "end": "stop"})
 
 
 @pytest.fixture
@@ -70,27 +70,26 @@ def test_sixteen_clients_for_three_rounds_get_each_their_own_answer(server: Serv
 
 def test_more_than_may_wait_are_503_and_told_when_to_come_again(endless: str) -> None:
     with serving(endless, queue_limit=2) as server, ThreadPoolExecutor(16) as clients:
-        statuses: Counter[int] = Counter()
+        statuses: list[int] = []
         enough = threading.Event()
 
         def ask(_: int) -> None:
             body = {"messages": [{"role": "user", "content": "go"}], "stream": True}
             with httpx.stream("POST", f"{server.address}/v1/chat/completions", json=body, timeout=60.0) as response:
-                statuses[response.status_code] += 1
+                statuses.append(response.status_code)
                 if response.status_code == 503:
                     assert response.headers["retry-after"] == "2"
                     assert json.loads(response.read())["error"]["code"] == "server_busy"
                     return
-                enough.wait(30.0)
+                enough.wait(120.0)
 
         server.http.post("/tokenize", json={"prompt": "the model is open"})
         asked = [clients.submit(ask, number) for number in range(16)]
-        wait_until(lambda: statuses[503] == 16 - 4 - 2)
+        wait_until(lambda: statuses.count(503) == 16 - 4 - 2)
         enough.set()
         for each in asked:
             each.result()
-    assert set(statuses) == {200, 503}
-    assert statuses[200] == 6
+    assert Counter(statuses) == {200: 6, 503: 10}
 
 
 def test_who_waits_longest_is_next(endless: str) -> None:
@@ -102,7 +101,7 @@ def test_who_waits_longest_is_next(endless: str) -> None:
             body = {"messages": [{"role": "user", "content": "go"}], "stream": True}
             with httpx.stream("POST", f"{server.address}/v1/chat/completions", json=body, timeout=60.0):
                 begun.append(number)
-                leave[number].wait(30.0)
+                leave[number].wait(120.0)
 
         asked = []
         for number in range(8):
@@ -151,7 +150,7 @@ def test_a_client_that_takes_nothing_any_more_is_no_longer_worked_for(
         serving(f"scripted:{path}@loop-guard=false") as server,
         connected(server, {"messages": [{"role": "user", "content": "go"}], "stream": True}) as stopped,
     ):
-        wait_until(lambda: any(each.live for each in server.pool.running()))
+        assert stopped.recv(1, socket.MSG_PEEK) == b"H"  # it began, and not a byte was taken
         server.wait_idle()
         taken = b"".join(iter(lambda: stopped.recv(1 << 20), b""))
         assert taken.startswith(b"HTTP/1.1 200")
@@ -193,7 +192,7 @@ def test_a_client_that_goes_away_frees_its_place(endless: str, stream: bool) -> 
     with serving(endless) as server:
         with connected(server, {"messages": [{"role": "user", "content": "go"}], "stream": stream}):
             wait_until(lambda: any(each.live for each in server.pool.running()))
-        server.wait_idle()  # it would go on for a minute
+        server.wait_idle()  # it would go on for minutes
         wait_until(lambda: stream or 'code="499"' in server.http.get("/metrics").text)
 
 
@@ -213,11 +212,11 @@ def test_two_hundred_who_come_and_go_leave_nothing(endless: str) -> None:
         for _ in range(10):
             visit(server)
         server.wait_idle()
-        before, rss = held(), psutil.Process().memory_info().rss
+        before, rss = held(), psutil.Process().memory_info().rss  # what ends at this moment may still be among it
         with ThreadPoolExecutor(8) as visitors:
             list(visitors.map(visit, [server] * 200))
         server.wait_idle()
-        wait_until(lambda: held() == before)
+        wait_until(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
         assert psutil.Process().memory_info().rss - rss < 32 * 2**20
 
 

@@ -209,8 +209,9 @@ def test_a_turn_that_another_program_writes_is_left_alone(store: Store, folder: 
 WRITE_MANY = """
 import sys
 from pathlib import Path
-from slm_local.store import open_store
+from slm_local.store import open_store, opening
 from tests.kept_chats import keep
+opening.BUSY_S = 60.0
 print("ready", flush=True)
 sys.stdin.readline()
 with open_store(Path(sys.argv[1])) as store:

@@ -106,8 +106,8 @@ def spawn(then: str) -> tuple[subprocess.Popen[bytes], psutil.Process]:
 
 
 def is_gone(process: psutil.Process) -> bool:
-    """Wait at most ten seconds for a process that is no child of ours to die, be it as a zombie of its parent."""
-    for _ in range(200):
+    """Wait at most a minute for a process that is no child of ours to die, be it as a zombie of its parent."""
+    for _ in range(1200):
         try:
             process.wait(0.05)
         except psutil.TimeoutExpired:

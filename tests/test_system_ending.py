@@ -74,7 +74,15 @@ def test_a_second_signal_does_not_stop_the_unwinding() -> None:
 
 @POSIX
 def test_a_process_that_does_not_get_away_is_gone_at_the_limit() -> None:
-    child = program("threading.Event().wait()", setup="ending.LEAVE_LIMIT_S = 0.3", leaving="threading.Event().wait()")
+    child = program(
+        "threading.Event().wait()",
+        setup=(
+            "from types import SimpleNamespace; ending.LEAVE_LIMIT_S = 0.3; said = threading.Event()\n"
+            "sleep = lambda left_s: said.wait() and time.sleep(left_s)\n"
+            "ending.time = SimpleNamespace(monotonic=time.monotonic, sleep=sleep)"
+        ),
+        leaving="said.set(); threading.Event().wait()",
+    )
     child.send_signal(signal.SIGTERM)
     assert ended(child) == (143, "unwound\n")
 
@@ -149,6 +157,7 @@ def awake_modes(is_expected: bool) -> int:
 
 def test_the_machine_is_kept_awake_from_the_moment_named_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAKEPY_FAKE_SUCCESS", "1")
+    monkeypatch.setattr("slm_local.system.awake.LET_GO_S", 60.0)
     with kept_awake(after_s=0.0):
         assert awake_modes(is_expected=True) == 1
     assert modecount() == 0

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -44,7 +46,7 @@ pytestmark = pytest.mark.real_child
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
 
-def wait_until(is_so: Callable[[], bool], *, within_s: float = 60.0) -> None:
+def wait_until(is_so: Callable[[], object], *, within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not is_so():
         assert time.monotonic() < deadline, "it did not come about"
@@ -77,12 +79,21 @@ def text_of(events: list[StreamEvent]) -> str:
 
 @posix_only
 def test_a_child_that_dies_while_it_streams_leaves_what_it_said_and_a_cause(
-    opened: Callable[[Path], Worker], script: ScriptWriter
+    opened: Callable[[Path], Worker], script: ScriptWriter, tmp_path: Path
 ) -> None:
-    worker = opened(script({"text": "half a"}, {"text": " sentence", "delay": 0.05}, {"delay": 0.15, "fault": "segv"}))
+    die = tmp_path / "die"
+    rows = ({"text": "half a"}, {"text": " sentence", "delay": 0.05}, {"until": str(die), "fault": "segv"})
+    worker = opened(script(*rows))
     events: list[StreamEvent] = []
+
+    def heard() -> Iterator[StreamEvent]:
+        for event in worker.stream(ask("go"), Control()):
+            yield event
+            if text_of(events) == "half a sentence":
+                die.touch()
+
     with pytest.raises(WorkerCrashed, match="SIGSEGV") as caught:
-        collect(worker.stream(ask("go"), Control()), events)
+        collect(heard(), events)
     assert text_of(events) == "half a sentence"
     assert caught.value.exit_code == 8
     assert caught.value.hint is not None
@@ -124,7 +135,14 @@ def test_a_child_that_leaves_by_itself_is_seen(opened: Callable[[Path], Worker],
 def test_a_child_that_does_not_answer_a_cancel_is_ended(
     opened: Callable[[Path], Worker], script: ScriptWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "KILL_GRACE_S", 0.2)
+    follow_stop = Worker._follow_stop
+
+    def be_short(worker: Worker, message: dict[str, Any]) -> None:
+        if message.get("stops"):  # it said that the request is over; from here on it hangs
+            monkeypatch.setattr(worker_module, "KILL_GRACE_S", 0.2)
+        follow_stop(worker, message)
+
+    monkeypatch.setattr(Worker, "_follow_stop", be_short)
     worker = opened(script({"text": "some"}, {"fault": "hang"}))
     control = Control()
     events: list[StreamEvent] = []
@@ -174,11 +192,24 @@ class Said:
     hang_up = kill
 
 
+class Clock:
+    """A clock that goes on when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
 @pytest.mark.parametrize("others_go_on_s", [3.0, None])
 def test_a_child_that_serves_others_has_longer_to_answer_a_cancel(
     monkeypatch: pytest.MonkeyPatch, others_go_on_s: float | None
 ) -> None:
-    monkeypatch.setattr(worker_module, "LIVENESS_POLL_S", 0.05)
+    clock = Clock()
+    monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(worker_module, "LIVENESS_POLL_S", 0.02)
+    monkeypatch.setattr(worker_module, "KILL_GRACE_S", 2.0)
     if others_go_on_s is None:
         monkeypatch.setattr(worker_module, "KILL_AT_LAST_S", 0.5)
     engine = Said()
@@ -187,13 +218,16 @@ def test_a_child_that_serves_others_has_longer_to_answer_a_cancel(
     control.cancel()
 
     def serve_others() -> None:
-        begun = time.monotonic()
-        while worker.is_alive and (others_go_on_s is None or time.monotonic() - begun < others_go_on_s):
+        begun_s = clock.now_s
+        while worker.is_alive and (others_go_on_s is None or clock.now_s - begun_s < others_go_on_s):
+            clock.now_s += 0.2
             engine.say(2, AnswerDelta(text="on", tokens=1))
-            time.sleep(0.02)
+            wait_until(lambda: worker._heard_at == clock.now_s or not worker.is_alive)
+            time.sleep(0.03)  # in which the parent looks
         engine.say(1, Done(reply=Collector().reply("cancelled")))
 
-    threading.Thread(target=serve_others).start()
+    others = threading.Thread(target=serve_others)
+    others.start()
     stream = worker.stream(ask("go"), control)
     if others_go_on_s is None:
         with pytest.raises(WorkerCrashed, match="did not stop when asked"):
@@ -202,6 +236,7 @@ def test_a_child_that_serves_others_has_longer_to_answer_a_cancel(
         assert isinstance(list(stream)[-1], Done)
         assert worker.is_alive
         worker.kill()
+    others.join()
 
 
 def test_a_bug_in_the_child_fails_the_request_and_not_the_child(
@@ -426,6 +461,12 @@ def test_old_logs_are_cleared_away(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("worker-*.log"))) == channels.KEPT_LOGS
 
 
+@posix_only
+def test_a_log_that_another_program_clears_away_meanwhile_is_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "worker-2026-00.log").symlink_to(tmp_path / "gone")  # listed, and not there when it is looked at
+    assert channels.new_log(tmp_path).exists()
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -503,7 +544,7 @@ def test_whatever_a_model_does_it_comes_to_the_end_that_was_promised(
 
 
 def test_the_answer_begins_when_it_is_asked_for(opened: Callable[[Path], Worker], script: ScriptWriter) -> None:
-    thoughts = {"text": VARIED, "times": 900, "delay": 0.01}
+    thoughts = {"text": VARIED, "times": 900, "delay": 0.1}
     worker = opened(script(OPEN, thoughts, END, {"text": "at once", "end": "stop"}))
     control = Control()
     events: list[StreamEvent] = []

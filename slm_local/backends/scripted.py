@@ -4,9 +4,10 @@ The file is JSON lines. A first line may be `{"setup": {"context": 4096, "templa
 every other line is one step: `{"text": "...", "ids": [1], "delay": 0.01, "fault": "segv", "end": "stop"}`, all keys
 optional. `end` ends a reply; the next request goes on behind it (also when its reply was cut short before), and the
 script starts over when it is used up. With `times` a step is played so often, `{n}` in its text being the number of the
-time. `{"note": "..."}` is a step that decides something and writes nothing. When something is injected, the reply goes
-on behind the step that closes its thinking, else behind its end. A prompt's tokens, and those of what is injected, are
-UTF-8 bytes; `prefill` of them are read a step, each step after `prefill_delay` seconds, both given in the setup.
+time; with `"until": "/path"` it waits for that file to be there. `{"note": "..."}` is a step that decides something and
+writes nothing. When something is injected, the reply goes on behind the step that closes its thinking, else behind its
+end. A prompt's tokens, and those of what is injected, are UTF-8 bytes; `prefill` of them are read a step, each step
+after `prefill_delay` seconds, both given in the setup.
 
 Where log-probabilities are asked for, a step's `"logprob": -0.5` is that of each of its tokens, and those in
 `"top": [["a", -0.5]]` are the likeliest in their place; all bytes of a prompt are as likely. A schema is taken, and the
@@ -255,7 +256,7 @@ class ScriptedBackend:
         if place >= len(steps):
             return Piece(handle=live.handle, text="", ids=(0,), end="stop")
         row = steps[place]
-        if not _wait(float(row.get("delay", 0.0)), control):
+        if not _wait(float(row.get("delay", 0.0)), control) or not _wait_for(row.get("until"), control):
             return None
         if live.own_steps is None:
             self._next += 1
@@ -320,6 +321,15 @@ def _wait(seconds: float, control: Control) -> bool:
         if control.cancelled:
             return False
         time.sleep(min(left, ABORT_POLL_S))
+    return True
+
+
+def _wait_for(path: str | None, control: Control) -> bool:
+    """Wait for a file, where one is named; return False when cancelled meanwhile."""
+    while path is not None and not os.path.exists(path):
+        if control.cancelled:
+            return False
+        time.sleep(ABORT_POLL_S)
     return True
 
 

@@ -160,10 +160,10 @@ class Keeper:
         except BaseException:
             engine.close()
             raise
-        with self._changed:
+        self._report(Change(model=plan.spec.id, what="load", took_s=time.monotonic() - begun_s))
+        with self._changed:  # who sees it open sees that it was told
             place.engine, place.used_s = engine, time.monotonic()
             place.file_state = file_state
-        self._report(Change(model=plan.spec.id, what="load", took_s=time.monotonic() - begun_s))
 
     def _is_joined(self, place: Place) -> bool:
         """Have those who wait for a model wait for another place, where what is open there by now serves them."""
@@ -218,6 +218,7 @@ class Keeper:
         assert place.engine is not None
         reason, model = place.leaves, place.engine.plan.spec.id
         place.engine.close()
+        self._report(Change(model=model, what="unload", took_s=time.monotonic() - begun_s, reason=reason))
         with self._changed:
             place.engine = None
             place.makers.clear()
@@ -226,7 +227,6 @@ class Keeper:
             else:
                 self.places.remove(place)
             self.unblock()
-        self._report(Change(model=model, what="unload", took_s=time.monotonic() - begun_s, reason=reason))
 
     def _fail(self, place: Place, error: SlmError) -> None:
         with self._changed:

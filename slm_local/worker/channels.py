@@ -184,9 +184,17 @@ def _spawn(log_path: Path) -> subprocess.Popen[bytes]:
         )
 
 
+def _written_s(file: Path) -> float:
+    """Return when a file was written last; one that another program deletes meanwhile is the oldest."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def new_log(folder: Path, kind: str = "worker") -> Path:
     """Make an empty log file of its own for a child and delete the oldest ones of its kind."""
-    logs = sorted(folder.glob(f"{kind}-*.log"), key=lambda path: path.stat().st_mtime)
+    logs = sorted(folder.glob(f"{kind}-*.log"), key=_written_s)
     for old in logs[: max(0, len(logs) - KEPT_LOGS + 1)]:
         with contextlib.suppress(OSError):  # Windows keeps a log that a living child writes
             old.unlink()

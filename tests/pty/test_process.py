@@ -19,7 +19,7 @@ DEAD = "killed by signal SIGSEGV (11)"
 
 
 def gone(*processes: psutil.Process) -> bool:
-    return psutil.wait_procs(list(processes), 30.0)[1] == []
+    return psutil.wait_procs(list(processes), 60.0)[1] == []
 
 
 def leaves_well(terminal: OnTerminal) -> None:
@@ -96,9 +96,10 @@ def test_an_engine_that_hangs_in_loading_does_not_outlive_its_program(start: Sta
     assert gone(engine)
 
 
-def test_a_machine_that_slept_goes_on_where_it_was(start: Start, script: ScriptWriter) -> None:
+def test_a_machine_that_slept_goes_on_where_it_was(start: Start, script: ScriptWriter, tmp_path: Path) -> None:
+    awake = tmp_path / "awake"
     rows = [piece(f"word{number} ", 0.01) for number in range(100)]
-    terminal = start("chat", f"scripted:{script(*rows, END)}", rows=40)
+    terminal = start("chat", f"scripted:{script(*rows, {**END, 'until': str(awake)})}", rows=40)
     terminal.see("idle")
     terminal.type("x\r")
     terminal.hear("word")
@@ -109,6 +110,7 @@ def test_a_machine_that_slept_goes_on_where_it_was(start: Start, script: ScriptW
     assert not is_heard(terminal, 0.5)
     for each in (engine, program):
         each.resume()
+    awake.touch()
     terminal.see("idle")
     words = {f"word{number}" for number in range(100)}
     terminal.wait(lambda: words <= set(terminal.shown.split()), "text was lost")

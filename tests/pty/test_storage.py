@@ -39,6 +39,7 @@ def test_a_killed_program_loses_nothing_that_was_said_a_second_before(
     terminal.see("idle" if command == "chat" else ">>> ")
     in_app(terminal, "What is 47 + 38?", "It is 85")
     terminal.wait(lambda: kept_turns()[-1]["state"] == "done", "the first turn is not kept")
+    terminal.see("idle" if command == "chat" else ">>> ")
     in_app(terminal, "And in words?", "half an ans")
     terminal.wait(lambda: kept_turns()[-1]["answer"] == "half an ans", "it is not written")
     terminal.process.kill()

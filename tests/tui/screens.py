@@ -14,10 +14,35 @@ from slm_local.tui.desk import Desk
 
 PATIENCE_S = 60.0
 
+ROUNDS = 6
+"""A message is passed from one to the next so often, at most, until what it brings about is done: a key from the app to
+its screen, the entry, its action, back to the screen, and to what shows it."""
+
 NO_MODEL = "no-model-of-this-name"
 """What a desk is opened with where no model is needed: the app says that there is none, and starts no process."""
 
 Scene = Callable[[Pilot[None]], Coroutine[None, None, None]]
+
+
+class SteadyPilot(Pilot[None]):
+    """Goes on when what a key or a pause brought about is done.
+
+    Textual's waits once for every queue, and then for a time in which little is computed: one in which the machine had
+    no time for us looks the same.
+    """
+
+    async def press(self, *keys: str) -> None:
+        await super().press(*keys)
+        await self._settle()
+
+    async def pause(self, delay: float | None = None) -> None:
+        if delay is None:
+            await self._settle()
+        await super().pause(delay)
+
+    async def _settle(self) -> None:
+        for _ in range(ROUNDS):
+            await self._wait_for_screen(PATIENCE_S)
 
 
 def play(desk: Desk, scene: Scene, size: tuple[int, int] = (80, 24)) -> None:
@@ -26,7 +51,9 @@ def play(desk: Desk, scene: Scene, size: tuple[int, int] = (80, 24)) -> None:
     async def whole() -> None:
         app = DeskApp(desk)
         try:
-            async with app.run_test(size=size, notifications=True) as pilot:
+            async with app.run_test(size=size, notifications=True):
+                pilot = SteadyPilot(app)
+                await until(pilot, lambda: len(app.screen_stack) > 1 and app.screen.is_mounted)
                 await scene(pilot)
         finally:
             app.close()

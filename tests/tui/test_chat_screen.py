@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,9 +74,11 @@ async def finished(pilot: Pilot[None], screen: ChatScreen) -> None:
     await pilot.pause()
 
 
-def test_thinking_and_answer_come_into_panes_of_their_own(desk: Callable[..., Desk]) -> None:
-    rows = [{"text": "<think>"}, *slow("one two three four five six seven eight", 0.4), {"text": "</think>"}]
-    rows += [*slow("and this is the answer", 0.4), {"text": "!", "end": "stop"}]
+def test_thinking_and_answer_come_into_panes_of_their_own(desk: Callable[..., Desk], tmp_path: Path) -> None:
+    answers, ends = tmp_path / "answers", tmp_path / "ends"
+    rows: list[dict[str, Any]] = [{"text": "<think>"}, *slow("one two three four five six seven eight", 0.0)]
+    rows += [{"text": "</think>", "until": str(answers)}, *slow("and this is the answer", 0.0)]
+    rows += [{"text": "!", "until": str(ends), "end": "stop"}]
 
     async def scene(pilot: Pilot[None]) -> None:
         screen = await opened(pilot)
@@ -84,7 +87,9 @@ def test_thinking_and_answer_come_into_panes_of_their_own(desk: Callable[..., De
         await until(pilot, lambda: "one two three" in shown(pilot.app) and "Enter: answer now" in shown(pilot.app))
         assert screen.thinking.region.y == screen.conversation.region.y, "side by side when wide"
         assert "one two" not in screen.conversation.text
+        answers.touch()
         await until(pilot, lambda: "and this is" in shown(pilot.app) and not screen.thinking.display)
+        ends.touch()
         await finished(pilot, screen)
         assert "and this is the answer !" in screen.conversation.text
         assert "thought 10 tokens" in screen.conversation.text
@@ -121,7 +126,11 @@ def test_escape_stops_a_reply_and_keeps_what_came(desk: Callable[..., Desk]) -> 
     play(desk(*[{"text": f"word{at} ", "delay": 0.02} for at in range(3000)]), scene)
 
 
-def test_ctrl_c_stops_what_runs_and_leaves_at_the_second_press(desk: Callable[..., Desk]) -> None:
+def test_ctrl_c_stops_what_runs_and_leaves_at_the_second_press(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slm_local.tui.screens.chat.LEAVE_S", 600.0)
+
     async def scene(pilot: Pilot[None]) -> None:
         screen = await opened(pilot)
         screen.entry.put("go on for ever")
@@ -199,12 +208,17 @@ def test_thinking_is_switched_off_and_on_with_a_key(desk: Callable[..., Desk]) -
     play(desk({"text": "It is 85.", "end": "stop"}), scene)
 
 
-def test_a_crash_of_the_worker_leaves_the_text_and_says_what_to_do(desk: Callable[..., Desk]) -> None:
+def test_a_crash_of_the_worker_leaves_the_text_and_says_what_to_do(desk: Callable[..., Desk], tmp_path: Path) -> None:
+    dies = tmp_path / "dies"
     rows = [{"text": "<think>"}, {"text": "let me see"}, {"text": "</think>"}, *slow("part of an", 0.02)]
 
     async def scene(pilot: Pilot[None]) -> None:
         screen = await opened(pilot)
-        await asked(pilot, screen)
+        screen.entry.put("What is 47 + 38?")
+        await pilot.press("enter")
+        await until(pilot, lambda: "part of an" in screen.conversation.text)
+        dies.touch()
+        await finished(pilot, screen)
         assert "part of an" in screen.conversation.text
         assert "Ctrl+R asks again" in screen.conversation.text
         assert screen.thinking.text == "let me see"
@@ -214,7 +228,7 @@ def test_a_crash_of_the_worker_leaves_the_text_and_says_what_to_do(desk: Callabl
         await asked(pilot, screen, "and then?")
         assert "and then?" in screen.conversation.text
 
-    play(desk(*rows, {"delay": 0.3, "fault": "segv"}), scene)
+    play(desk(*rows, {"until": str(dies), "fault": "segv"}), scene)
 
 
 def test_what_is_copied_is_exactly_what_the_model_wrote(desk: Callable[..., Desk]) -> None:
@@ -340,7 +354,7 @@ def test_what_was_set_holds_for_the_next_model(desk: Callable[..., Desk], script
 
 
 def test_the_line_says_how_much_of_its_limit_was_thought_and_which_key_ends_it(desk: Callable[..., Desk]) -> None:
-    rows = [{"text": "<think>"}, {"text": "let me see", "ids": [1, 2, 3]}, {"text": "never", "delay": 60.0}]
+    rows = [{"text": "<think>"}, {"text": "let me see", "ids": [1, 2, 3]}, {"text": "never", "delay": 600.0}]
 
     async def scene(pilot: Pilot[None]) -> None:
         screen = await opened(pilot)
@@ -361,7 +375,7 @@ def test_the_status_says_that_the_next_prompt_is_being_prepared(desk: Callable[.
         await pilot.press("ctrl+n")
         await until(pilot, lambda: screen.status.facts.state == "idle")
 
-    setup = {"prefill": 20, "prefill_delay": 0.05}
+    setup = {"prefill": 20, "prefill_delay": 0.2}
     play(desk({"text": "A long answer. " * 200}, {"end": "stop"}, setup=setup), scene)
 
 

@@ -14,6 +14,7 @@ from textual.pilot import Pilot
 
 from slm_local.tui.entries import LIBEDIT_HEAD, Entries
 from slm_local.tui.entry import Entry, hear_alt_enter
+from tests.tui.screens import SteadyPilot
 
 
 class Written(App[None]):
@@ -38,9 +39,9 @@ class Written(App[None]):
 def write(file: Path, scene: Callable[[Pilot[None], Written], Coroutine[None, None, None]]) -> None:
     async def whole() -> None:
         app = Written(file)
-        async with app.run_test(size=(60, 20)) as pilot:
+        async with app.run_test(size=(60, 20)):
             app.entry.focus()
-            await scene(pilot, app)
+            await scene(SteadyPilot(app), app)
 
     asyncio.run(whole())
 

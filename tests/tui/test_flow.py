@@ -19,7 +19,7 @@ from slm_local.tui.bar import Bar, Extent
 from slm_local.tui.desk import Desk
 from slm_local.tui.screens.chat import ChatScreen
 from slm_local.tui.thinking import ThinkingPane
-from tests.tui.screens import NO_MODEL, play, shown, until
+from tests.tui.screens import NO_MODEL, SteadyPilot, play, shown, until
 
 RED, BLUE = Color.parse("#ff0000"), Color.parse("#0000ff")
 
@@ -65,8 +65,10 @@ def test_only_the_rows_that_changed_are_drawn_anew(regions: list[Region]) -> Non
 
 
 async def growing(regions: list[Region]) -> None:
-    async with OnePane().run_test(size=(40, 20)) as pilot:
-        pane = pilot.app.query_one(ThinkingPane)
+    app = OnePane()
+    async with app.run_test(size=(40, 20)):
+        pilot = SteadyPilot(app)
+        pane = app.query_one(ThinkingPane)
         pane.begin()
         pane.feed("first\nsecond")
         pane.draw()

@@ -130,7 +130,7 @@ def test_a_download_is_asked_about_shown_and_leaves_the_screen_when_it_is_over(d
             assert fact in text, fact
         assert pilot.app.screen.query_one(ProgressBar).percentage == 0.75
         fetcher.finish()
-        await until(pilot, lambda: pilot.app.screen is below)
+        await until(pilot, lambda: pilot.app.screen is below and not fetcher.thread.is_alive())
 
     play(desk, scene)
 
@@ -143,7 +143,7 @@ def test_escape_stops_a_download(desk: Desk) -> None:
         await pilot.press("y")
         await until(pilot, lambda: isinstance(pilot.app.screen, FetchScreen))
         await pilot.press("escape")
-        await until(pilot, lambda: pilot.app.screen is below)
+        await until(pilot, lambda: pilot.app.screen is below and not fetcher.thread.is_alive())
         assert fetcher.control.cancelled
 
     play(desk, scene)
@@ -183,7 +183,7 @@ def test_a_download_that_ends_under_the_help_takes_its_screen_with_it(desk: Desk
         await until(pilot, lambda: isinstance(pilot.app.screen, FetchScreen))
         await pilot.app.push_screen(HelpScreen())
         fetcher.finish()
-        await until(pilot, lambda: pilot.app.screen is below)
+        await until(pilot, lambda: pilot.app.screen is below and not fetcher.thread.is_alive())
 
     play(desk, scene)
 
