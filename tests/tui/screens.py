@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from typing import Any
 
 from textual.app import App
 from textual.pilot import Pilot
@@ -20,6 +21,15 @@ its screen, the entry, its action, back to the screen, and to what shows it."""
 
 NO_MODEL = "no-model-of-this-name"
 """What a desk is opened with where no model is needed: the app says that there is none, and starts no process."""
+
+WORDS = {"text": "word{n} ", "delay": 0.02, "times": 20_000}
+"""A script's step that goes on for longer than anybody waits, `WITHOUT_END` given."""
+
+WITHOUT_END: dict[str, Any] = {
+    "setup": {"context": 400_000},
+    "flags": {"loop_guard": False, "think": "max", "ctx": 400_000},
+}
+"""What a desk is made with for a reply that nothing but a key ends."""
 
 Scene = Callable[[Pilot[None]], Coroutine[None, None, None]]
 

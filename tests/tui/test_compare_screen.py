@@ -18,7 +18,7 @@ from slm_local.tui.screens.models import ModelsScreen
 from tests.command import THINK_THEN_ANSWER
 from tests.conftest import ScriptWriter
 from tests.test_worker import wait_until
-from tests.tui.screens import NO_MODEL, play, shown, until
+from tests.tui.screens import NO_MODEL, WITHOUT_END, WORDS, play, shown, until
 
 WIDE = (120, 40)
 
@@ -35,8 +35,7 @@ def talker(script: ScriptWriter) -> str:
 
 @pytest.fixture
 def endless(script: ScriptWriter) -> str:
-    rows = [{"text": f"word{at} ", "ids": [at], "delay": 0.02} for at in range(2000)]
-    return f"scripted:{script(*rows, name='endless')}"
+    return f"scripted:{script(WORDS, name='endless', setup=WITHOUT_END['setup'])}@loop-guard=false,ctx=400000"
 
 
 @pytest.fixture

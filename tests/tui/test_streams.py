@@ -17,7 +17,7 @@ from slm_local.registry import load_registry
 from slm_local.tui.desk import Desk
 from tests.command import child_environment
 from tests.conftest import ScriptWriter
-from tests.tui.screens import play, shown, until
+from tests.tui.screens import WITHOUT_END, WORDS, play, shown, until
 from tests.tui.test_chat_screen import asked, finished, opened
 
 SIZES = [(250, 70), (40, 12), (1, 1), (99, 30), (100, 30), (3, 40), (140, 2), (80, 24)]
@@ -152,8 +152,7 @@ def test_a_pane_that_follows_its_end_still_does_when_the_terminal_is_made_smalle
             await until(pilot, lambda row=row: pane.row_count > row + 2)  # type: ignore[misc]
             await until(pilot, lambda: pane.is_at_end)
 
-    flags = {"loop_guard": False, "think": "max", "ctx": 400_000}
-    play(desk(*rows, {"text": "</think>"}, {"end": "stop"}, setup={"context": 400_000}, flags=flags), scene)
+    play(desk(*rows, {"text": "</think>"}, {"end": "stop"}, **WITHOUT_END), scene)
 
 
 def test_a_reader_in_the_middle_stays_about_there_when_the_width_changes(desk: Callable[..., Desk]) -> None:
@@ -251,7 +250,7 @@ def test_leaving_while_a_reply_streams_leaves_no_process(desk: Callable[..., Des
         await pilot.press("ctrl+q")
         await until(pilot, lambda: pilot.app._exit)
 
-    play(desk(*[{"text": f"word{at} ", "delay": 0.02} for at in range(3000)]), scene)
+    play(desk(WORDS, **WITHOUT_END), scene)
     _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=60)
     assert not alive
 
