@@ -78,7 +78,8 @@ def test_plan_needs_no_network_and_leaves_nothing_behind(
     assert "\n1. Q4_K_M · llamacpp on cpu · " in result.out
     assert "4.9 GB to fetch" in result.out
     assert no_network == []
-    assert {each.name for each in slm_home.rglob("*") if each.is_file()} == {FILE, runtimes.FILE}
+    left = {each.name for each in slm_home.rglob("*") if each.is_file() and each.parent.name != "headers"}
+    assert left == {FILE, runtimes.FILE}  # a server of an earlier test may still read a model's header
 
 
 def test_plan_tells_the_time_of_a_thought_and_of_the_download(slm: Slm, measured: None) -> None:
