@@ -27,6 +27,9 @@ Opened = Callable[..., Engine]
 ENDLESS: dict[str, Any] = {"text": "word {n} ", "ids": [1], "delay": 0.01, "times": 4000}
 """What a sample writes that does not end by itself while a test runs."""
 
+NO_MORE = [ENDLESS, {"end": "stop"}] * 6
+"""Replies of which none ends by itself: a script is played on with the next one where one was cancelled."""
+
 
 def says(answer: str) -> dict[str, Any]:
     return {"text": f"The answer is **{answer}**.", "ids": [1, 2], "end": "stop"}
@@ -161,19 +164,19 @@ def test_all_samples_end_and_the_last_message_is_the_vote(opened: Opened) -> Non
 
 
 def test_a_decided_vote_stops_the_rest_also_those_that_wait_for_a_place(opened: Opened) -> None:
-    drawn = vote(opened(*([says("85")] * 4), ENDLESS), "x", samples=10)
+    drawn = vote(opened(*([says("85")] * 4), *NO_MORE), "x", samples=10)
     assert (drawn.ending, drawn.votes, len(drawn.cancelled)) == ("likely", 4, 6)
     assert drawn.winner is not None
     assert drawn.winner.reply.answer == "The answer is **85**."
 
 
 def test_a_vote_that_cannot_change_any_more_is_stopped_at_less_than_the_threshold(opened: Opened) -> None:
-    drawn = vote(opened(*([says("85")] * 3), ENDLESS), "x", samples=5)
+    drawn = vote(opened(*([says("85")] * 3), *NO_MORE), "x", samples=5)
     assert (drawn.ending, drawn.probability, drawn.votes, len(drawn.cancelled)) == ("certain", 1.0, 3, 2)
 
 
 def test_a_cancel_ends_all_and_decides_nothing(opened: Opened) -> None:
-    engine, control = opened(*([says("85")] * 3), ENDLESS), Control()
+    engine, control = opened(*([says("85")] * 3), *NO_MORE), Control()
     votes: list[Vote] = []
     for message in draw(engine, engine.request("x"), seeds=range(8), stops_early=True, control=control):
         if isinstance(message, Vote):
