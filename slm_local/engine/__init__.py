@@ -300,11 +300,7 @@ class Engine:
 
         A child that died before is started anew first. Errors: `UsageError`, `WorkerCrashed`, ...
         """
-        with self._starting:
-            self.start(Control())
-            assert self._worker is not None
-            worker = self._worker
-        return worker.tokens(order)
+        return self.worker(Control()).tokens(order)
 
     def prepare(
         self,
